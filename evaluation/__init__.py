@@ -1,0 +1,1 @@
+"""Evaluation: masks and videos in, numbers out; knows no model."""

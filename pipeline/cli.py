@@ -1,0 +1,139 @@
+"""The ``curate`` command, top to bottom."""
+
+from __future__ import annotations
+
+from pipeline.threads import prepare_process
+
+prepare_process()  # before anything loads OpenMP
+
+import argparse  # noqa: E402
+import os  # noqa: E402
+import sys  # noqa: E402
+from collections.abc import Sequence  # noqa: E402
+from pathlib import Path  # noqa: E402
+
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+from manifests.verify import VerifyError, find_releases, verify_release  # noqa: E402
+from pipeline import demo, flags, storage  # noqa: E402
+from pipeline.config import read_config  # noqa: E402
+from pipeline.driver import Job, Result, curate, estimate, train_teacher  # noqa: E402
+from pipeline.errors import CurateError, UsageError  # noqa: E402
+from pipeline.plan import Plan, PriceConfig  # noqa: E402
+from pipeline.runner import Runner, unknown_beam_flags  # noqa: E402
+from pipeline.threads import one_thread  # noqa: E402
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command and returns its exit code: 0 done, 1 failed, 2 wrong usage."""
+    console = Console(stderr=True, soft_wrap=True)
+    try:
+        values = flags.parse(sys.argv[1:] if argv is None else argv)
+        one_thread()
+        return {"run": _run, "demo": _demo, "teach": _teach, "verify": _verify}[values.command](values, console)
+    except CurateError as error:
+        console.print(f"[bold red]curate: error:[/] {_plain(error)}", highlight=False)
+        return error.exit_code
+    except Exception as error:  # noqa: BLE001 - the last line of defence: a defect of ours
+        if os.environ.get("CURATE_DEBUG"):
+            raise
+        console.print(f"curate: this is a defect: {type(error).__name__}: {error}", markup=False, highlight=False)
+        console.print("what was committed is kept; set CURATE_DEBUG=1 for the traceback and report it, please")
+        return 1
+    except KeyboardInterrupt:
+        console.print("curate: stopped; what was committed is kept, the same command goes on from there")
+        return 1
+
+
+def _run(values: argparse.Namespace, console: Console) -> int:
+    unknown = unknown_beam_flags(values.beam)
+    if unknown:
+        raise UsageError(f"Beam does not know '--{unknown[0]}'; see the flags of its runners")
+    job = Job(
+        inputs=tuple(values.input),
+        labelled=values.labelled,
+        output=values.output,
+        target=values.target_size,
+        config=read_config(values.config),
+        runner=Runner(name=values.runner, workers=values.workers, flags=values.beam, console=console),
+        seed=values.seed,
+        teacher=values.teacher,
+        attributes=values.attributes,
+        max_bad=values.max_bad_fraction,
+    )
+    if values.plan:
+        plan = estimate(job)
+        _print_plan(plan, job.config.price)
+        free = storage.free_bytes(job.output)
+        if free is not None and free < plan.bytes:
+            raise CurateError(f"{job.output} has {free} bytes free, the plan needs {plan.bytes}; free some space")
+        return 0
+    _print_result(curate(job))
+    return 0
+
+
+def _demo(values: argparse.Namespace, console: Console) -> int:
+    runner = Runner(workers=values.workers, console=console)
+    config = read_config(values.config) if values.config else None
+    _print_result(demo.run(Path(values.output), values.target_size, values.seed, runner, config))
+    return 0
+
+
+def _teach(values: argparse.Namespace, console: Console) -> int:
+    result = train_teacher(values.labelled, Path(values.output), read_config(values.config), values.seed, console)
+    print(f"{result.checkpoint}  held-out IoU {result.held_out_iou:.4f}  sha256 {result.sha256}")  # noqa: T201
+    return 0
+
+
+def _verify(values: argparse.Namespace, console: Console) -> int:
+    try:
+        releases = find_releases(values.release)
+    except VerifyError as error:
+        raise CurateError(str(error)) from error
+    wrong = 0
+    for folder in releases:
+        problems = verify_release(folder)
+        wrong += len(problems)
+        for problem in problems:
+            console.print(f"{folder / problem.path}: {problem.message}", markup=False, highlight=False)
+        state = f"{len(problems)} problems" if problems else "good"
+        print(f"{folder}: {state}")  # noqa: T201
+    return 1 if wrong else 0
+
+
+def _print_result(result: Result) -> None:
+    counts = result.counts
+    table = Table(title="what became of every frame read", title_justify="left")
+    table.add_column("")
+    table.add_column("frames", justify="right")
+    for name in ("read", "undecodable", "duplicate", "not_sampled", "dropped", "held", "kept"):
+        table.add_row(name.replace("_", " "), str(getattr(counts, name)), end_section=name == "read")
+    out = Console(soft_wrap=True)
+    out.print(table)
+    said = ", ".join(f"{name} {n}" for name, n in result.verdicts.items())
+    chosen = counts.dropped + counts.held + counts.kept
+    out.print(f"{chosen} chosen from {result.sources} sources; verdicts: {said}", highlight=False)
+    out.print(f"release {result.release} (verified, {result.seconds:.0f} s)", highlight=False, markup=False)
+
+
+def _print_plan(plan: Plan, prices: PriceConfig) -> None:
+    table = Table(title=f"plan, from {plan.sampled} of {plan.sources} sources", title_justify="left")
+    for name in ("stage", "tasks", "items", "CPU hours", "GPU hours", "bytes"):
+        table.add_column(name, justify="left" if name == "stage" else "right")
+    for line in plan.lines:
+        hours = (f"{line.cpu_hours:.3f}", f"{line.gpu_hours:.3f}")
+        table.add_row(line.stage, str(line.tasks), str(line.items), *hours, f"{line.bytes:,}")
+    out = Console(soft_wrap=True)
+    out.print(table)
+    out.print(f"memory of one worker: {plan.memory_bytes:,} bytes; output: {plan.bytes:,} bytes", highlight=False)
+    if prices.cpu_hour or prices.gpu_hour:
+        out.print(f"price: {plan.money(prices):.2f} {prices.currency}", highlight=False)
+
+
+def _plain(error: CurateError) -> str:
+    return str(error).replace("[", "\\[")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

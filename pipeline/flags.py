@@ -1,0 +1,208 @@
+"""The flags of the command: ours first, what follows ``--`` goes to Beam."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from pipeline.config import did_you_mean
+from pipeline.errors import UsageError
+from pipeline.runner import RUNNERS
+
+COMMANDS = ("run", "demo", "teach", "verify")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?)([kKmM]?)")
+_UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
+_EPILOG = """\
+exit codes: 0 done, 1 failed (what was committed is kept), 2 wrong usage
+what follows -- goes to Apache Beam, for example: -- --project=P --region=R --temp_location=gs://B/tmp
+"""
+
+
+class Parser(argparse.ArgumentParser):
+    """Refuses by an exception instead of an exit."""
+
+    def error(self, message: str) -> NoReturn:
+        """See argparse."""
+        raise UsageError(message)
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The command and its values; ``command`` is one of ``COMMANDS``, ``beam`` holds what followed ``--``.
+
+    Raises:
+        UsageError: a flag or command is unknown, or a value is impossible.
+    """
+    ours, beam = list(argv), []
+    if "--" in ours:
+        at = ours.index("--")
+        ours, beam = ours[:at], ours[at + 1 :]
+    if ours and ours[0] not in COMMANDS and not ours[0].startswith("-"):
+        raise UsageError(f"unknown command '{ours[0]}'{did_you_mean(ours[0], COMMANDS)}")
+    if ours and ours[0].startswith("-") and ours[0] not in ("-h", "--help", "--version"):
+        ours.insert(0, "run")
+    parser, commands = _parsers()
+    if not ours:
+        raise UsageError("nothing to do; try 'curate demo --output demo', or 'curate --help'")
+    if ours[0] in commands:
+        _refuse_unknown(commands[ours[0]], ours[1:])
+        values = commands[ours[0]].parse_args(ours[1:])
+        values.command = ours[0]
+    else:
+        values = parser.parse_args(ours)
+    if beam and values.command != "run":
+        raise UsageError(f"'curate {values.command}' runs no Beam flags; remove what follows --")
+    values.beam = tuple(beam)
+    return values
+
+
+def _refuse_unknown(parser: Parser, arguments: Sequence[str]) -> None:
+    """Names a mistyped flag before argparse complains of the flag that is then missing."""
+    known = [option for action in parser._actions for option in action.option_strings]  # noqa: SLF001
+    for word in (argument.split("=")[0] for argument in arguments if argument.startswith("--")):
+        if word not in known:
+            raise UsageError(f"unknown argument '{word}'{did_you_mean(word, known)}")
+
+
+def size(text: str) -> int:
+    """A number of frames: 200, 50k, 1M, 1.5M."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise argparse.ArgumentTypeError(f"'{text}' is no size; write 200, 50k or 1M")
+    value = float(match[1]) * _UNITS[match[2].lower()]
+    if value < 1 or value != int(value):
+        raise argparse.ArgumentTypeError(f"'{text}' must be a whole number of frames, at least 1")
+    return int(value)
+
+
+def _parsers() -> tuple[Parser, dict[str, Parser]]:
+    parser = Parser(
+        prog="curate",
+        allow_abbrev=False,
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        description="Chooses, labels and checks frames for person segmentation: from unlabelled video and a small "
+        "labelled set to a balanced, pseudo-labelled, bias-filtered data set.",
+    )
+    parser.add_argument("--version", action="version", version=f"curate {importlib.metadata.version('curate')}")
+    table = parser.add_subparsers(title="commands", dest="command", parser_class=Parser, metavar="COMMAND")
+    return parser, {
+        "run": _run(table),
+        "demo": _demo(table),
+        "teach": _teach(table),
+        "verify": _verify(table),
+    }
+
+
+def _sub(table: argparse._SubParsersAction[Parser], name: str, text: str) -> Parser:
+    return table.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        allow_abbrev=False,
+        epilog=_EPILOG if name == "run" else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+
+
+def _run(table: argparse._SubParsersAction[Parser]) -> Parser:
+    run = _sub(table, "run", "run the main job (the default command)")
+    add = run.add_argument
+    add(
+        "--input",
+        action="extend",
+        nargs="+",
+        required=True,
+        metavar="PATH",
+        help="videos, images, Parquet with image bytes: files, folders, globs, or patterns of Beam file systems; may be repeated",
+    )
+    add(
+        "--labelled",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="labelled set: images/ and masks/ with equal names, ignore/ if there is one",
+    )
+    add("--target-size", type=size, required=True, metavar="N", help="frames to choose: 200, 50k, 1M")
+    add(
+        "--teacher",
+        type=Path,
+        metavar="FILE",
+        help="checkpoint of a semantic PointRend (default: train one on --labelled)",
+    )
+    add("--attributes", metavar="FILE", help="CSV or Parquet with a column 'source' and one column per attribute")
+    add("--plan", action="store_true", help="measure a sample, print what the run would cost, and stop")
+    add(
+        "--max-bad-fraction",
+        type=_fraction,
+        default=0.05,
+        metavar="X",
+        help="largest share of broken sources (default 0.05)",
+    )
+    _common(run)
+    add("--runner", choices=sorted(RUNNERS), default="direct", help="where Beam runs (default direct: this machine)")
+    return run
+
+
+def _demo(table: argparse._SubParsersAction[Parser]) -> Parser:
+    demo = _sub(table, "demo", "run the main job on a drawn world of video calls; needs no data")
+    demo.add_argument("--target-size", type=size, default=120, metavar="N", help="frames to choose (default 120)")
+    _common(demo)
+    return demo
+
+
+def _teach(table: argparse._SubParsersAction[Parser]) -> Parser:
+    teach = _sub(table, "teach", "train a PointRend teacher on a labelled set")
+    teach.add_argument(
+        "--labelled", type=Path, required=True, metavar="DIR", help="images/ and masks/ with equal names"
+    )
+    _common(teach, workers=False)
+    return teach
+
+
+def _verify(table: argparse._SubParsersAction[Parser]) -> Parser:
+    verify = _sub(table, "verify", "check every checksum, schema, count and picture of a release")
+    verify.add_argument("release", type=Path, metavar="RELEASE", help="a release, or the --output of a run")
+    return verify
+
+
+def _common(parser: Parser, *, workers: bool = True) -> None:
+    add = parser.add_argument
+    add("--output", required=True, metavar="DIR", help="where stages and releases go; a killed run resumes from it")
+    add("--config", type=Path, metavar="FILE", help="TOML file with the settings of the stages")
+    add("--seed", type=_natural, default=0, metavar="S", help="of every random choice (default 0)")
+    if workers:
+        cores = os.cpu_count() or 1
+        add(
+            "--workers",
+            type=_positive,
+            default=cores,
+            metavar="W",
+            help=f"threads on this machine (default {cores}); never changes the result",
+        )
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got '{text}'")
+    return int(text)
+
+
+def _natural(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 31:
+        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2147483647, got '{text}'")
+    return int(text)
+
+
+def _fraction(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 1:
+        raise argparse.ArgumentTypeError(f"must be a share from 0 to 1, got '{text}'")
+    return value

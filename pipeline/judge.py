@@ -1,0 +1,378 @@
+"""The judge: students trained across folds that hold out whole clusters find the labels the teacher got wrong.
+
+::
+
+    gold    (driver)  the labelled set at student size
+    folds   (driver)  who judges whom
+    fold    (Beam)    one student per fold, trained on gold and on the pseudo labels of the other folds
+    score   (Beam)    each label against the student that never saw its cluster
+    verdict (driver)  keep, drop, hold, correct or weight, per cluster
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+import cv2
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from evaluation.boundary import boundary_iou
+from evaluation.masks import iou
+from manifests.labelled import LabelledError, labelled_sha256, load_labelled, read_labelled
+from manifests.mask import decode_mask, decode_soft, encode_mask, encode_soft
+from pipeline import storage
+from pipeline.embed import decode_jpeg, encode_jpeg, shrink
+from pipeline.errors import InputError, StageError
+from pipeline.hierarchy import unit_rows
+from pipeline.publish import MAX_PIXELS
+from pipeline.stage import Output, Span, Task, iter_tables, not_identity, read_manifest, read_span
+from students.agreement import Decision, Rules, decide
+from students.corruption import Corruption, Gate, corruption, gate
+from students.data import Example
+from students.disagreement import Features, features
+from students.folds import Folds, assign_folds
+from students.train import Ensemble, StudentTrainConfig, train_student
+
+GOLD = pa.schema(
+    [
+        pa.field("name", pa.string(), nullable=False),
+        pa.field("picture", pa.binary(), nullable=False),
+        pa.field("mask", pa.binary(), nullable=False),
+        pa.field("ignore", pa.binary(), nullable=False),
+    ]
+)
+FOLDS = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("cluster", pa.int32(), nullable=False),
+        pa.field("fold", pa.int16(), nullable=False),
+        pa.field("key", pa.uint64(), nullable=False),
+    ]
+)
+_FEATURES = tuple(f.name for f in dataclasses.fields(Features))
+SCORED = pa.schema(
+    [
+        pa.field("row", pa.int64(), nullable=False),
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("fold", pa.int16(), nullable=False),
+        pa.field("student", pa.binary()),
+        pa.field("student_iou", pa.float32()),
+        pa.field("student_boundary_iou", pa.float32()),
+        *(pa.field(name, pa.float64()) for name in _FEATURES),
+    ]
+)
+VERDICTS = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("verdict", pa.string(), nullable=False),
+        pa.field("decision", pa.string(), nullable=False),
+        pa.field("reasons", pa.list_(pa.field("element", pa.string(), nullable=False)), nullable=False),
+        pa.field("weight", pa.float32(), nullable=False),
+        pa.field("q", pa.float32()),
+        pa.field("gate", pa.string()),
+        pa.field("calibrated", pa.bool_()),
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JudgeConfig:
+    """Settings of the judge.
+
+    Attributes:
+        folds: students to train, at most; each judges the clusters it never saw.
+        similar: cosine above which two groups of clusters go to one fold.
+        examples: most pseudo labels a student trains on (the smallest hashes).
+        policy: which actions are allowed; ``auto`` chooses per label.
+        gate_iou: median student–teacher IoU of a cluster below which nobody knows who is wrong.
+        student: the students' training.
+        rules: thresholds of the verdicts.
+    """
+
+    folds: int = 4
+    similar: float = 0.97
+    examples: int = 20_000
+    policy: Literal["auto", "correct", "drop", "weight"] = "auto"
+    gate_iou: float = 0.5
+    student: StudentTrainConfig = field(default_factory=StudentTrainConfig)
+    rules: Rules = field(default_factory=Rules)
+
+    def __post_init__(self) -> None:
+        if self.folds < 2 or self.examples < 1:
+            raise ValueError(f"judge needs folds >= 2 and examples >= 1, got {self.folds} and {self.examples}")
+        if not (-1 <= self.similar <= 1 and 0 <= self.gate_iou <= 1):
+            raise ValueError(
+                f"judge.similar must be in [-1, 1] and gate_iou in [0, 1], got {self.similar}, {self.gate_iou}"
+            )
+
+
+def gold_table(folder: Path, side: int) -> pa.Table:
+    """The labelled set at student size (schema ``GOLD``).
+
+    Raises:
+        InputError: the folder is no labelled set; names the files and the remedy.
+    """
+    rows = []
+    try:
+        for sample in read_labelled(folder):
+            image, mask, ignore = load_labelled(sample)
+            picture = shrink(image, side)
+            size = (picture.shape[1], picture.shape[0])
+            small = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
+            void = cv2.resize(ignore.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
+            packed = {"mask": encode_mask(np.asarray(small)), "ignore": encode_mask(np.asarray(void))}
+            rows.append({"name": sample.name, "picture": encode_jpeg(picture, 92), **packed})
+    except LabelledError as error:
+        raise InputError(str(error)) from error
+    return pa.Table.from_pylist(rows, schema=GOLD)
+
+
+def labelled_digest(folder: Path) -> str:
+    """The digest of a labelled set.
+
+    Raises:
+        InputError: the folder is no labelled set.
+    """
+    try:
+        return labelled_sha256(read_labelled(folder))
+    except LabelledError as error:
+        raise InputError(f"--labelled: {error}") from error
+
+
+def fold_tables(chosen: pa.Table, groups: NDArray[np.int64], config: JudgeConfig) -> tuple[pa.Table, dict[str, Any]]:
+    """Who judges whom.
+
+    Args:
+        chosen: the chosen frames (sample_id, source_sha256, vector, key).
+        groups: (N,) coarse cluster of each; what a fold holds out.
+        config: number of folds and what counts as similar.
+
+    Returns:
+        The table of folds (schema ``FOLDS``) and facts: how many folds, which clusters each holds out, why none.
+    """
+    sources = np.array([digest.hex() for digest in chosen.column("source_sha256").to_pylist()], dtype=np.str_)
+    vectors = chosen.column("vector").combine_chunks()
+    matrix = np.asarray(vectors.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(vectors), -1)
+    means = [
+        matrix[groups == g].mean(axis=0) if (groups == g).any() else matrix.mean(axis=0)
+        for g in range(groups.max() + 1)
+    ]
+    folds = assign_folds(groups, sources, unit_rows(np.stack(means)), config.folds, config.similar)
+    columns = {
+        "sample_id": chosen.column("sample_id"),
+        "cluster": groups,
+        "fold": folds.fold,
+        "key": chosen.column("key"),
+    }
+    facts = {
+        "folds": folds.count,
+        "held": [list(h) for h in folds.held_clusters],
+        "similar_across": [list(pair) for pair in folds.leaks],
+        "reason": folds.reason,
+    }
+    return pa.table(columns).cast(FOLDS), facts
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fold:
+    """The work of the fold stage: trains one student; a task's spans are (folds, gold), its index is the fold."""
+
+    name: ClassVar[str] = "fold"
+    version: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ("numpy", "opencv-python-headless", "pyarrow", "torch")
+
+    config: JudgeConfig
+    seed: int
+    labels: str = not_identity()
+
+    def open(self) -> Callable[[Task], Output]:
+        """The function that trains a student."""
+        return self._run
+
+    def _run(self, task: Task) -> Output:
+        folds = _read_folds(read_span(task.spans[0]))
+        table = read_span(task.spans[0], ["key"])
+        examples = _gold_examples(read_span(task.spans[1]))
+        examples += self._pseudo_examples(~folds.purged(task.index), table.column("key").to_numpy())
+        target = storage.join(task.folder, "students", f"fold-{task.index}")
+        with storage.working_folder(target) as local:
+            paths = train_student(examples, self.config.student, seed=self.seed + task.index, folder=local)
+            files = [(path.name, hashlib.sha256(path.read_bytes()).hexdigest()) for path in paths]
+        rows = [
+            {"fold": task.index, "file": f"students/fold-{task.index}/{name}", "sha256": sha} for name, sha in files
+        ]
+        return Output(table=pa.Table.from_pylist(rows), counts={"examples": len(examples)})
+
+    def _pseudo_examples(self, allowed: NDArray[np.bool_], keys: NDArray[np.uint64]) -> list[Example]:
+        rows = np.flatnonzero(allowed)
+        wanted = set(rows[np.argsort(keys[rows], kind="stable")][: self.config.examples].tolist())
+        done = read_manifest(self.labels)
+        if done is None:
+            raise StageError(f"the label stage {self.labels} is not finished")
+        examples = []
+        for part in iter_tables(done.uris(), ["row", "picture", "soft"]):
+            for row in part.to_pylist():
+                if row["row"] in wanted and row["picture"] is not None:
+                    target = decode_soft(row["soft"], MAX_PIXELS) >= 0.5
+                    examples.append(Example(image=decode_jpeg(row["picture"]), target=target.astype(np.uint8)))
+        return examples
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Score:
+    """The work of the score stage; a task's spans are (label part, the rows of the folds that it holds)."""
+
+    name: ClassVar[str] = "score"
+    version: ClassVar[int] = 1
+    libraries: ClassVar[tuple[str, ...]] = ("numpy", "opencv-python-headless", "pyarrow", "torch")
+
+    side: int
+    students: str = not_identity()
+
+    def open(self) -> Callable[[Task], Output]:
+        """Loads the students of all folds and gives the function that scores a task's labels."""
+        done = read_manifest(self.students)
+        if done is None:
+            raise StageError(f"the fold stage {self.students} is not finished")
+        files: dict[int, list[tuple[str, str]]] = {}
+        for table in iter_tables(done.uris()):
+            for row in table.to_pylist():
+                files.setdefault(row["fold"], []).append((done.uri(row["file"]), row["sha256"]))
+        ensembles = {fold: _load_ensemble(listed, self.side) for fold, listed in sorted(files.items())}
+        return functools.partial(self._run, ensembles)
+
+    def _run(self, ensembles: Mapping[int, Ensemble], task: Task) -> Output:
+        labels = read_span(task.spans[0], ["row", "sample_id", "picture", "soft"]).to_pylist()
+        folds = read_span(task.spans[1], ["fold"]).column("fold").to_pylist()
+        rows = [_score(label, fold, ensembles.get(fold)) for label, fold in zip(labels, folds, strict=True)]
+        return Output(table=pa.Table.from_pylist(rows, schema=SCORED), row_group_rows=64, plain=["student"])
+
+
+def verdicts(
+    scores: pa.Table, labels: pa.Table, folds: pa.Table, groups: Mapping[str, NDArray[np.str_]], config: JudgeConfig
+) -> tuple[pa.Table, dict[str, Any]]:
+    """The verdict on every pseudo label, and a summary per cluster.
+
+    Args:
+        scores: (N rows, schema ``SCORED`` without pictures).
+        labels: (N rows) with ``fault``.
+        folds: (N rows, schema ``FOLDS``).
+        groups: attribute -> (N,) classes; no class may be emptied.
+        config: policy, gate and rules.
+
+    Returns:
+        The table of verdicts (schema ``VERDICTS``) and the summary.
+    """
+    ids = np.array(scores.column("sample_id").to_pylist(), dtype=np.str_)
+    clusters = folds.column("cluster").to_numpy().astype(np.int64)
+    faults = labels.column("fault").to_pylist()
+    judged = np.flatnonzero((folds.column("fold").to_numpy() >= 0) & np.array([f is None for f in faults], np.bool_))
+    rows = [_unjudged(str(i), fault) for i, fault in zip(ids, faults, strict=True)]
+    summary: dict[str, Any] = {"calibrated": False, "judged": len(judged), "method": "none", "clusters": {}}
+    if len(judged):
+        samples = [Features(**row) for row in scores.take(pa.array(judged)).select(_FEATURES).to_pylist()]
+        rated = corruption(samples, clusters[judged])
+        gates = gate(samples, clusters[judged], rated, iou=config.gate_iou)
+        decisions = decide(
+            samples,
+            clusters[judged],
+            rated,
+            gates,
+            ids=ids[judged].tolist(),
+            groups={name: values[judged] for name, values in groups.items()},
+            rules=config.rules,
+            policy=config.policy,
+        )
+        for row, decision in zip(judged.tolist(), decisions, strict=True):
+            rows[row] = _judged(str(ids[row]), decision, gates[int(clusters[row])], rated.calibrated)
+        summary |= {"calibrated": rated.calibrated, "method": rated.method}
+        summary["clusters"] = _summary(clusters[judged], decisions, rated, gates)
+    return pa.Table.from_pylist(rows, schema=VERDICTS), summary
+
+
+def _unjudged(sample_id: str, fault: str | None) -> dict[str, Any]:
+    """A frame without a label is dropped; a label that no student could judge is kept, and says so."""
+    verdict, reason = (
+        ("drop", f"no label: {fault}") if fault else ("keep", "not judged: no student without its cluster")
+    )
+    facts = {"q": None, "gate": None, "calibrated": None, "weight": 0.0 if fault else 1.0}
+    return {"sample_id": sample_id, "verdict": verdict, "decision": verdict, "reasons": [reason], **facts}
+
+
+def _judged(sample_id: str, decision: Decision, outcome: Gate, calibrated: bool) -> dict[str, Any]:
+    kept = decision.verdict in ("keep", "correct", "weight")
+    return {
+        "sample_id": sample_id,
+        "verdict": decision.verdict,
+        "decision": "keep" if kept else decision.verdict,
+        "reasons": list(decision.reasons),
+        "weight": decision.weight,
+        "q": decision.q,
+        "gate": outcome.outcome,
+        "calibrated": calibrated,
+    }
+
+
+def _summary(
+    clusters: NDArray[np.int64], decisions: Sequence[Decision], rated: Corruption, gates: Mapping[int, Gate]
+) -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for cluster in np.unique(clusters).tolist():
+        mine = [decisions[i].verdict for i in np.flatnonzero(clusters == cluster)]
+        rate = rated.rates[cluster]
+        out[str(cluster)] = {
+            "labels": len(mine),
+            "gate": gates[cluster].outcome,
+            "gate_reason": gates[cluster].reason,
+            "noise": [round(v, 4) for v in (rate.rate, rate.low, rate.high)],
+            **{verdict: mine.count(verdict) for verdict in ("keep", "weight", "correct", "hold", "drop")},
+        }
+    return out
+
+
+def _read_folds(table: pa.Table) -> Folds:
+    clusters = table.column("cluster").to_numpy().astype(np.int64)
+    fold = table.column("fold").to_numpy().astype(np.int64)
+    held = tuple(tuple(np.unique(clusters[fold == f]).tolist()) for f in range(int(fold.max(initial=-1)) + 1))
+    return Folds(clusters=clusters, fold=fold, held_clusters=held)
+
+
+def _gold_examples(table: pa.Table) -> list[Example]:
+    examples = []
+    for row in table.to_pylist():
+        target = decode_mask(row["mask"], MAX_PIXELS).astype(np.uint8)
+        ignore = decode_mask(row["ignore"], MAX_PIXELS)
+        examples.append(Example(image=decode_jpeg(row["picture"]), target=target, ignore=ignore, gold=True))
+    return examples
+
+
+def _load_ensemble(files: Sequence[tuple[str, str]], side: int) -> Ensemble:
+    with storage.local_copies([uri for uri, _ in files]) as paths:
+        for path, (uri, sha256) in zip(paths, files, strict=True):
+            if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
+                raise StageError(f"{uri} has changed since it was trained; remove its folder and run again")
+        return Ensemble.load(paths, side=side)
+
+
+def _score(label: Mapping[str, Any], fold: int, ensemble: Ensemble | None) -> dict[str, Any]:
+    row = {"row": label["row"], "sample_id": label["sample_id"], "fold": fold}
+    if ensemble is None or label["picture"] is None:
+        return row
+    teacher = decode_soft(label["soft"], MAX_PIXELS)
+    prediction = ensemble.predict([decode_jpeg(label["picture"])])[0]
+    mask, person = teacher >= 0.5, prediction.probability >= 0.5
+    return {
+        **row,
+        "student": encode_soft(prediction.probability),
+        "student_iou": iou(mask, person),
+        "student_boundary_iou": boundary_iou(mask, person),
+        **dataclasses.asdict(features(teacher, prediction.probability, prediction.stability)),
+    }

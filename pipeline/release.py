@@ -1,0 +1,398 @@
+"""From stages to a release: tables, copies of the shards, and ``release.json`` last.
+
+Until ``release.json`` is there the folder is nothing; killed on the way, the next run writes the same files again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import hashlib
+import importlib.metadata
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from manifests.release import (
+    RELEASE_VERSION,
+    Counts,
+    FileEntry,
+    Model,
+    Release,
+    canonical_json,
+    fingerprint,
+    render_release,
+    sha256_hex,
+    write_release,
+)
+from manifests.schema import EVIDENCE, SCHEMA_NAMES, SCHEMA_VERSION, embedding_schema, manifest_schema
+from manifests.shard import aspect_bucket, encode_parquet
+from pipeline import storage
+from pipeline.assign import GIVEN, effective
+from pipeline.attributes import COMPUTED
+from pipeline.errors import StageError
+from pipeline.publish import SPLITS, split_of
+from pipeline.stage import Done, Span, identity, iter_tables, read_span
+
+FILE_ROWS = 250_000
+GROUP_ROWS = 50_000
+PACKAGES = (
+    "apache-beam",
+    "av",
+    "faiss-cpu",
+    "numpy",
+    "opencv-python-headless",
+    "pillow",
+    "pyarrow",
+    "scikit-learn",
+    "timm",
+    "torch",
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What a run knows when all its stages are done.
+
+    Attributes:
+        config: the resolved config.
+        seed: of the run.
+        target: --target-size.
+        run_id: hash of config, seed and inputs.
+        counts: what became of every item read.
+        inputs: summary of the sources.
+        recorded: the newest modification time of the inputs, in nanoseconds; dates every assertion.
+        given: names of the attributes that the user gave.
+        embedder: name of the first embedding's model.
+        models: checkpoints that had a part.
+        stages: the finished stages and steps by name.
+        judge: the judge's summary per cluster.
+        plan: quotas and counts per cell.
+        faults: inputs that were set aside.
+    """
+
+    config: Any
+    seed: int
+    target: int
+    run_id: str
+    counts: Counts
+    inputs: Mapping[str, Any]
+    recorded: int
+    given: tuple[str, ...]
+    embedder: str
+    models: tuple[Model, ...]
+    stages: Mapping[str, Done]
+    judge: Mapping[str, Any]
+    plan: Mapping[str, Any]
+    faults: Sequence[Mapping[str, Any]]
+
+
+def write(root: Path, run: Run, shards: Sequence[tuple[str, int, int, int, int]]) -> Path:
+    """Writes the release of a run below ``root/releases`` and returns its folder; equal runs give equal bytes.
+
+    Raises:
+        StorageError: a file cannot be written.
+        StageError: the stages do not fit each other.
+    """
+    columns = _columns(run)
+    content = canonical_json({name: done.digest for name, done in sorted(run.stages.items())})
+    folder = root / "releases" / f"r-{hashlib.sha256(content + canonical_json(identity(run.config))).hexdigest()[:12]}"
+    entries = [*_tables(folder, run, columns), *_copy_shards(folder, run, shards), *_documents(folder, run, columns)]
+    release = Release(
+        name=folder.name,
+        schemas={**dict.fromkeys(SCHEMA_NAMES, SCHEMA_VERSION), "release": RELEASE_VERSION},
+        config_fingerprint=sha256_hex(canonical_json(identity(run.config))),
+        parents=(),
+        run_id=run.run_id,
+        tool={"name": "curate", "version": importlib.metadata.version("curate")},
+        packages={name: importlib.metadata.version(name) for name in PACKAGES},
+        seed=run.seed,
+        inputs=run.inputs,
+        models=run.models,
+        counts=run.counts,
+        splits={split: sum(stop - start for s, _, _, start, stop in shards if s == split) for split in SPLITS},
+        cells=_cells(run, columns),
+        files=tuple(sorted(entries, key=lambda entry: entry.path)),
+        erasures=(),
+    )
+    write_release(folder, render_release(release))
+    return folder
+
+
+def count_items(stages: Mapping[str, Done], decisions: Sequence[str]) -> Counts:
+    """What became of every item read; every item is in exactly one of the counts."""
+    probed = stages["probe"].counts
+    found = Counter(decisions)
+    undecodable = probed["undecodable"] + stages["embed"].counts.get("undecodable", 0)
+    duplicate = probed["duplicate"] + sum(t.num_rows for t in iter_tables(stages["dedupe"].uris()))
+    pool = stages["assign"].rows
+    return Counts(
+        read=probed["read"],
+        undecodable=undecodable,
+        duplicate=duplicate,
+        not_sampled=probed["not_sampled"] + pool - len(decisions),
+        dropped=found["drop"],
+        held=found["hold"],
+        kept=found["keep"],
+    )
+
+
+def release_fingerprint(folder: Path) -> str:
+    """The fingerprint of a release that is there."""
+    return fingerprint((folder / "release.json").read_bytes())
+
+
+def _columns(run: Run) -> pa.Table:
+    """One row per chosen frame, in chosen order, with the columns of the manifest and the vector."""
+    chosen = read_span(Span(uri=run.stages["chosen"].uris()[0]))
+    labels = pa.concat_tables(
+        iter_tables(
+            run.stages["label"].uris(),
+            ["mask_area_px", "mask_components", "label_confidence", "boundary_uncertainty", "fault"],
+        )
+    )
+    scores = pa.concat_tables(
+        iter_tables(
+            run.stages["score"].uris(),
+            ["fold", "student_iou", "student_boundary_iou", "miss", "extra", "stability", "student_area"],
+        )
+    )
+    verdicts = read_span(Span(uri=run.stages["verdict"].uris()[0]))
+    published = pa.concat_tables(iter_tables(run.stages["publish"].uris("rows")))
+    if len({chosen.num_rows, labels.num_rows, scores.num_rows, verdicts.num_rows}) != 1:
+        raise StageError("the stages disagree on the number of chosen frames; remove the folder 'stages' and run again")
+    return _manifest(run, chosen, labels, scores, verdicts, _place(published, chosen.num_rows))
+
+
+def _place(published: pa.Table, rows: int) -> dict[str, pa.Array]:
+    """Columns of the publish stage, by chosen row; null where a row was not published."""
+    order = np.full(rows, -1, np.int64)
+    order[published.column("row").to_numpy()] = np.arange(published.num_rows)
+    index = pa.array(order, mask=order < 0)
+    names = ("shard", "shard_row", "mask_sha256", "mask_area_px", "mask_components")
+    return {name: published.column(name).combine_chunks().take(index) for name in names}
+
+
+def _manifest(
+    run: Run, chosen: pa.Table, labels: pa.Table, scores: pa.Table, verdicts: pa.Table, placed: Mapping[str, pa.Array]
+) -> pa.Table:
+    rows = chosen.num_rows
+    teacher = next(model for model in run.models if model.role == "teacher")
+    names = _attribute_names(run)
+    decision = verdicts.column("decision").to_pylist()
+    groups = [digest.hex() for digest in chosen.column("source_sha256").to_pylist()]
+    keep = {"keep": None, "hold": "hold", "drop": "dropped"}
+    labelled = pc.is_null(labels.column("fault")).combine_chunks()
+    columns = {name: chosen.column(name) for name in chosen.column_names if name in manifest_schema(names).names}
+    columns |= {name: labels.column(name) for name in ("label_confidence", "boundary_uncertainty")}
+    columns |= {name: scores.column(name) for name in ("student_iou", "student_boundary_iou")}
+    columns |= {
+        "aspect_bucket": [aspect_bucket(w, h) for w, h in _sizes(chosen)],
+        "group_id": groups,
+        "embedding_model": pa.repeat(pa.scalar(run.embedder), rows),
+        "attr": _attr(chosen, names),
+        "label_source": pc.if_else(labelled, "pseudo", "none"),
+        "teacher_id": pa.repeat(pa.scalar(teacher.id), rows),
+        "teacher_sha256": pa.repeat(pa.scalar(bytes.fromhex(teacher.sha256), pa.binary(32)), rows),
+        "mask_sha256": placed["mask_sha256"],
+        "mask_area_px": pc.coalesce(placed["mask_area_px"], labels.column("mask_area_px").combine_chunks()),
+        "mask_components": pc.coalesce(placed["mask_components"], labels.column("mask_components").combine_chunks()),
+        "decision": decision,
+        "decision_reasons": verdicts.column("reasons"),
+        "decision_by": pa.repeat(pa.scalar("judge"), rows),
+        "verdict": verdicts.column("verdict"),
+        "judge": _judge(chosen, scores, verdicts),
+        "quota_cell": chosen.column("cell"),
+        "sampling_weight": pc.divide(1.0, chosen.column("inclusion_prob")),
+        "sampling_round": pa.repeat(pa.scalar(1, pa.int16()), rows),
+        "split": [keep[d] or split_of(g, run.seed, run.config.publish) for d, g in zip(decision, groups, strict=True)],
+        "licence": pa.repeat(pa.scalar(run.config.publish.licence), rows),
+        "consent_status": pa.repeat(pa.scalar(run.config.publish.consent), rows),
+        "subject_ids": pa.array([[]] * rows, pa.list_(pa.string())),
+        "shard": placed["shard"],
+        "shard_row": placed["shard_row"],
+        "run_id": pa.repeat(pa.scalar(run.run_id), rows),
+        "vector": chosen.column("vector"),
+    }
+    schema = manifest_schema(names).append(chosen.schema.field("vector"))
+    return pa.table([_column(columns, field, rows) for field in schema], schema=schema)
+
+
+def _column(columns: Mapping[str, Any], field: pa.Field, rows: int) -> Any:
+    value = columns.get(field.name)
+    if value is None:
+        return pa.nulls(rows, field.type)
+    if isinstance(value, list):
+        return pa.array(value, field.type)
+    return value if field.name in ("attr", "judge", "vector") else value.cast(field.type)
+
+
+def _attribute_names(run: Run) -> list[str]:
+    return sorted({*COMPUTED, *run.given})
+
+
+def _attr(chosen: pa.Table, names: Sequence[str]) -> pa.StructArray:
+    kind = manifest_schema(names).field("attr").type
+    arrays = []
+    nothing = pa.nulls(chosen.num_rows, pa.string())
+    for name in names:
+        values = effective(chosen, name).combine_chunks()
+        given = chosen.column(GIVEN + name).combine_chunks() if GIVEN + name in chosen.column_names else nothing
+        from_user = pc.is_valid(given)
+        provenance = pc.if_else(from_user, "source", pc.if_else(pc.is_valid(values), "model", "unknown"))
+        source = pc.if_else(from_user, "attributes file", "pixels")
+        parts = [values, provenance, pa.nulls(len(values), pa.float32()), source]
+        arrays.append(pa.StructArray.from_arrays(parts, fields=list(kind.field(name).type)))
+    return pa.StructArray.from_arrays(arrays, fields=list(kind))
+
+
+def _judge(chosen: pa.Table, scores: pa.Table, verdicts: pa.Table) -> pa.StructArray:
+    kind = manifest_schema(["none"]).field("judge").type
+    clusters = pc.cast(pc.list_element(chosen.column("cluster_path"), 0), pa.string())
+    sources = {"q": verdicts, "gate": verdicts, "calibrated": verdicts}
+    arrays = []
+    for field in kind:
+        column = clusters if field.name == "cluster" else sources.get(field.name, scores).column(field.name)
+        arrays.append(column.cast(field.type).combine_chunks())
+    unjudged = pc.is_null(verdicts.column("q")).combine_chunks()
+    return pa.StructArray.from_arrays(arrays, fields=list(kind), mask=unjudged)
+
+
+def _sizes(chosen: pa.Table) -> list[tuple[int, int]]:
+    return list(zip(chosen.column("width").to_pylist(), chosen.column("height").to_pylist(), strict=True))
+
+
+def _tables(folder: Path, run: Run, columns: pa.Table) -> list[FileEntry]:
+    ordered = columns.sort_by("sample_id")
+    dropped = pc.equal(ordered.column("decision"), "drop")
+    kept, gone = ordered.filter(pc.invert(dropped)), ordered.filter(dropped)
+    schema = manifest_schema(_attribute_names(run))
+    vectors = kept.select(["sample_id", "vector"])
+    dimension = ordered.schema.field("vector").type.list_size
+    rows = np.arange(kept.num_rows)
+    kept = _set(kept, "embedding_shard", rows // FILE_ROWS)
+    kept = _set(kept, "embedding_row", rows % FILE_ROWS)
+    return [
+        *_write_parts(folder, "manifest", kept.select(schema.names).cast(schema), "manifest"),
+        *_write_parts(folder, "dropped", gone.select(schema.names).cast(schema), "manifest"),
+        *_write_parts(folder, "evidence", _evidence(ordered, run), "attribute_evidence"),
+        *_write_parts(folder, "embeddings", vectors.cast(embedding_schema(dimension)), "embedding"),
+    ]
+
+
+def _set(table: pa.Table, name: str, values: NDArray[np.int64]) -> pa.Table:
+    index = table.column_names.index(name)
+    return table.set_column(index, table.schema.field(name), pa.array(values, table.schema.field(name).type))
+
+
+def _evidence(table: pa.Table, run: Run) -> pa.Table:
+    """Every known attribute of every chosen frame, one row each, sorted by sample and name."""
+    recorded = datetime.datetime.fromtimestamp(run.recorded // 1_000_000_000, datetime.UTC)
+    parts = []
+    for name in _attribute_names(run):
+        attribute = pc.struct_field(table.column("attr"), name)
+        rows = {
+            "sample_id": table.column("sample_id"),
+            "name": pa.repeat(pa.scalar(name), table.num_rows),
+            "value": pc.struct_field(attribute, "value"),
+            "provenance": pc.struct_field(attribute, "provenance"),
+            "source_id": pc.struct_field(attribute, "source_id"),
+            "source_sha256": table.column("source_sha256"),
+            "confidence": pa.nulls(table.num_rows, pa.float32()),
+            "recorded_at": pa.repeat(pa.scalar(recorded, pa.timestamp("us", tz="UTC")), table.num_rows),
+        }
+        parts.append(pa.table([rows[field.name] for field in EVIDENCE], schema=EVIDENCE))
+    known = pa.concat_tables(parts)
+    known = known.filter(pc.not_equal(known.column("provenance"), "unknown"))
+    return known.sort_by([("sample_id", "ascending"), ("name", "ascending")])
+
+
+def _write_parts(folder: Path, kind: str, table: pa.Table, schema: str) -> list[FileEntry]:
+    count = max(1, -(-table.num_rows // FILE_ROWS))
+    entries = []
+    for index in range(count):
+        part = table.slice(index * FILE_ROWS, FILE_ROWS)
+        data = encode_parquet(part, row_group_rows=GROUP_ROWS)
+        path = f"{kind}/part-{index:05d}-of-{count:05d}.parquet"
+        storage.write_bytes(str(folder / path), data)
+        entries.append(_entry(path, len(data), sha256_hex(data), part.column("sample_id"), schema))
+    return entries
+
+
+def _entry(path: str, size: int, sha256: str, ids: pa.ChunkedArray, schema: str) -> FileEntry:
+    limits = pc.min_max(ids).as_py() if len(ids) else {"min": None, "max": None}
+    return FileEntry(
+        path=path, bytes=size, sha256=sha256, rows=len(ids), min_id=limits["min"], max_id=limits["max"], schema=schema
+    )
+
+
+def _copy_shards(folder: Path, run: Run, shards: Sequence[tuple[str, int, int, int, int]]) -> list[FileEntry]:
+    published = run.stages["publish"]
+    parts = [part for part in published.parts if part.name.startswith("part-")]
+    entries = []
+    for (split, number, count, _, _), part in zip(shards, parts, strict=True):
+        path = f"shards/{split}/{number:05d}-of-{count:05d}.parquet"
+        storage.copy(published.uri(part.name), str(folder / path))
+        ids = read_span(Span(uri=published.uri(part.name)), ["sample_id"]).column("sample_id")
+        entries.append(_entry(path, part.bytes, part.sha256, ids, "shard"))
+    return entries
+
+
+def _documents(folder: Path, run: Run, columns: pa.Table) -> list[FileEntry]:
+    documents = {
+        "stats.json": statistics(columns, run),
+        "config.json": {"config": identity(run.config), "seed": run.seed, "target_size": run.target},
+        "lineage.json": _lineage(run),
+    }
+    entries = []
+    for name, value in documents.items():
+        data = json.dumps(json.loads(canonical_json(value)), indent=1, sort_keys=True, ensure_ascii=False).encode()
+        storage.write_bytes(str(folder / name), data)
+        entries.append(FileEntry(path=name, bytes=len(data), sha256=sha256_hex(data)))
+    return entries
+
+
+def statistics(columns: pa.Table, run: Run) -> dict[str, Any]:
+    """Counts that a first screen needs: decisions, verdicts, splits, attributes by decision, and the judge's summary."""
+    decisions = columns.column("decision").to_pylist()
+    attributes: dict[str, dict[str, dict[str, int]]] = {}
+    for name in _attribute_names(run):
+        values = pc.struct_field(columns.column("attr"), [name, "value"]).to_pylist()
+        table: dict[str, dict[str, int]] = {}
+        for value, decision in zip(values, decisions, strict=True):
+            row = table.setdefault(value if value is not None else "unknown", {"keep": 0, "hold": 0, "drop": 0})
+            row[decision] += 1
+        attributes[name] = table
+    return {
+        "decisions": dict(Counter(decisions)),
+        "verdicts": dict(Counter(columns.column("verdict").to_pylist())),
+        "splits": dict(Counter(columns.column("split").to_pylist())),
+        "sources": len(set(columns.column("source_uri").to_pylist())),
+        "attributes": attributes,
+        "judge": dict(run.judge),
+    }
+
+
+def _lineage(run: Run) -> dict[str, Any]:
+    errors = Counter(f"{fault['stage']}: {fault['error']}" for fault in run.faults)
+    return {
+        "run_id": run.run_id,
+        "stages": {
+            name: {"digest": done.digest, "parts": len(done.parts)} for name, done in sorted(run.stages.items())
+        },
+        "set_aside": dict(sorted(errors.items())),
+        "first_set_aside": [dict(fault) for fault in run.faults[:1000]],
+    }
+
+
+def _cells(run: Run, columns: pa.Table) -> dict[str, dict[str, int]]:
+    kept = columns.filter(pc.equal(columns.column("decision"), "keep"))
+    actual = Counter(kept.column("quota_cell").to_pylist())
+    return {cell: {"target": quota, "actual": actual[cell]} for cell, quota in run.plan["quotas"].items() if quota}

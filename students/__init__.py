@@ -1,0 +1,1 @@
+"""Students: the small models that judge pseudo labels and ship to devices."""

@@ -1,0 +1,319 @@
+"""How probable it is that a label is corrupt, and whether that probability may be acted upon.
+
+Letters: n samples, m audited samples, q the probability that a label is corrupt, ê the share of corrupt labels in a
+cluster, s = √miss + √extra. Every fit sees its samples sorted and q is rounded, so the order of the samples cannot
+show in the result.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import betaincinv
+from sklearn.linear_model import LogisticRegression
+from sklearn.mixture import GaussianMixture
+
+from students.disagreement import Features
+
+PRIOR = 4.0  # pseudo-samples of the overall rate that every cluster starts with
+SMALLEST = 8  # fewer samples tell nothing of their distribution
+FITTED = 20_000  # a mixture is fitted to at most so many quantiles
+LEFT_OUT = 200  # leave-one-out runs at most so many fits; with more samples, as many folds
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+Outcome = Literal["passed", "failed", "uncertain"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Audit:
+    """Samples whose teacher label a human has checked.
+
+    Attributes:
+        features: m features.
+        bad: (m,) bool, whether the label is corrupt.
+        clusters: (m,) int.
+    """
+
+    features: Sequence[Features]
+    bad: Bools
+    clusters: Ints
+
+    def __post_init__(self) -> None:
+        if not len(self.features) == len(self.bad) == len(self.clusters):
+            lengths = len(self.features), len(self.bad), len(self.clusters)
+            raise ValueError(f"audit.features, bad and clusters must have one length, got {lengths}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Rate:
+    """Share of corrupt labels in a cluster, shrunk to the overall rate, with its 90 % Beta interval.
+
+    ``samples`` and ``bad`` are what it rests on: audited counts, or without an audit all samples and the sum of q.
+    """
+
+    rate: float
+    low: float
+    high: float
+    samples: int
+    bad: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Corruption:
+    """How probable it is that each label is corrupt.
+
+    Attributes:
+        q: (n,) float64 in [0, 1].
+        calibrated: Whether q was fitted to an audit.
+        method: "audit", "mixture" or "absolute" (see ``corruption``).
+        rates: ê of each cluster.
+    """
+
+    q: Floats
+    calibrated: bool
+    method: str
+    rates: Mapping[int, Rate]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gate:
+    """Whether q may be acted upon in a cluster.
+
+    Attributes:
+        outcome: "passed"; "failed": the student is wrong here, or nobody knows who is; "uncertain": too few samples.
+        reason: Why, in words.
+        auroc: Leave-one-out area under the ROC curve of q on the audit; NaN without.
+        lower: Its one-sided 90 % lower bound; NaN without.
+        median_iou: Median IoU of student and teacher in the cluster, outside the band.
+    """
+
+    outcome: Outcome
+    reason: str
+    auroc: float
+    lower: float
+    median_iou: float
+
+
+def corruption(samples: Sequence[Features], clusters: Ints, audit: Audit | None = None) -> Corruption:
+    """Estimate q of each sample and ê of each cluster.
+
+    - "audit" (at least 8 audited samples, good and bad): logistic regression with shared slopes and cluster intercepts
+      shrunk by L2. ê = (bad + 4 ē) / (audited + 4) with a Beta interval.
+    - "mixture": two Gaussians on s, in each cluster measured from its lower quartile (so up to two thirds of a cluster
+      may be corrupt) in units of the spread below it; clusters below 8 samples are pooled. q is the posterior of the
+      upper one, made monotone, and fades to 0 from s = .15 to .05: a trifle is no corruption. ê is the mean of q.
+    - "absolute": fewer than 8 samples, or one Gaussian explains them as well (BIC): q rises from 0 at s = .3 to 1
+      at .7.
+
+    Args:
+        samples: n features.
+        clusters: (n,) int.
+        audit: Audited samples, if there are; with only good or only bad ones it gives the rates but not q.
+    """
+    labels = np.asarray(clusters, np.int64)
+    if labels.shape != (len(samples),):
+        raise ValueError(f"clusters must be ({len(samples)},), got {labels.shape}")
+    if audit is not None and _can_fit(audit.bad):
+        order = _sorted_rows(audit)
+        score = _fit_logistic(_matrix(audit.features)[order], audit.bad[order], audit.clusters[order])
+        q, method = _round(_sigmoid(score(_matrix(samples), labels, True))), "audit"
+    else:
+        q, method = _without_audit(samples, labels)
+    rates = _rates(labels, q, None if audit is None else audit)
+    return Corruption(q=q, calibrated=method == "audit", method=method, rates=rates)
+
+
+def _can_fit(bad: Bools) -> bool:
+    return len(bad) >= SMALLEST and 0 < int(bad.sum()) < len(bad)
+
+
+def _round(values: Floats) -> Floats:
+    return np.clip(np.round(values, 9), 0, 1)
+
+
+def _sigmoid(values: Floats) -> Floats:
+    return np.asarray(1 / (1 + np.exp(-np.clip(values, -50, 50))))
+
+
+def _matrix(samples: Sequence[Features]) -> Floats:
+    """(n, 9): what the logistic regression sees; roots, because small parts matter."""
+    rows = [
+        (
+            *(math.sqrt(v) for v in (f.miss, f.extra, f.largest_miss, f.largest_extra, f.doubt)),
+            *(f.disagreement, 1 - f.softmin, f.stability, f.entropy),
+        )
+        for f in samples
+    ]
+    return np.array(rows, np.float64).reshape(len(rows), 9)
+
+
+def _sorted_rows(audit: Audit) -> Ints:
+    return np.lexsort((*_matrix(audit.features).T, audit.bad, audit.clusters))
+
+
+Score = Callable[[Floats, Ints, bool], Floats]
+
+
+def _fit_logistic(rows: Floats, bad: Bools, clusters: Ints) -> Score:
+    """Log odds of being corrupt as a function of (rows, clusters, whether to add the cluster's intercept)."""
+    mean, spread = rows.mean(axis=0), np.maximum(rows.std(axis=0), 1e-3)
+    known = np.unique(clusters)
+
+    def design(x: Floats, labels: Ints) -> Floats:
+        return np.hstack(((x - mean) / spread, 0.5 * (labels[:, None] == known[None])))
+
+    model = LogisticRegression(C=1.0, max_iter=2000, tol=1e-6).fit(design(rows, clusters), bad)
+    weights, bias = model.coef_[0], float(model.intercept_[0])
+
+    def score(x: Floats, labels: Ints, with_clusters: bool) -> Floats:
+        used = weights.copy()
+        used[rows.shape[1] :] *= with_clusters
+        return np.asarray((design(x, labels) * used).sum(axis=1) + bias)
+
+    return score
+
+
+def _without_audit(samples: Sequence[Features], labels: Ints) -> tuple[Floats, str]:
+    s = np.array([math.sqrt(f.miss) + math.sqrt(f.extra) for f in samples], np.float64)
+    if len(s) >= SMALLEST:
+        z = _standardised(s, labels)
+        upper = _upper_posterior(z)
+        if upper is not None:
+            return _round(upper * np.clip((s - 0.05) / 0.1, 0, 1)), "mixture"
+    return _round(np.clip((s - 0.3) / 0.4, 0, 1)), "absolute"
+
+
+def _standardised(s: Floats, labels: Ints) -> Floats:
+    """Each s from its cluster's lower quartile, in units of the spread below it; small clusters are pooled."""
+    known, index, counts = np.unique(labels, return_inverse=True, return_counts=True)
+    group = np.where(counts[index] >= SMALLEST, index, len(known))
+    everywhere = float(np.subtract(*np.quantile(s, (0.25, 0.05))))
+    z = np.empty_like(s)
+    for g in np.unique(group):
+        mine = s[group == g]
+        low, quartile = np.quantile(mine, (0.05, 0.25))
+        spread = (len(mine) * (quartile - low) + 20 * everywhere) / (len(mine) + 20)
+        z[group == g] = (mine - quartile) / max(spread, 0.02)
+    return z
+
+
+def _upper_posterior(z: Floats) -> Floats | None:
+    """Posterior of the upper of two Gaussians, monotone in z; None where one explains the values as well."""
+    ordered = np.sort(z)
+    fitted = ordered[np.linspace(0, len(z) - 1, min(len(z), FITTED)).astype(np.int64)][:, None]
+    if float(np.ptp(fitted)) < 1e-6:
+        return None
+    start = np.quantile(fitted, (0.25, 0.95))[:, None]
+    start[1] = max(start[1, 0], start[0, 0] + 1e-3)
+    two = GaussianMixture(2, means_init=start, random_state=0, reg_covar=1e-3, max_iter=500).fit(fitted)
+    one = GaussianMixture(1, random_state=0, reg_covar=1e-3).fit(fitted)
+    if two.bic(fitted) >= one.bic(fitted):
+        return None
+    upper = int(two.means_[:, 0].argmax())
+    points, where = np.unique(np.maximum(z, two.means_[1 - upper, 0]), return_inverse=True)
+    return np.asarray(np.maximum.accumulate(two.predict_proba(points[:, None])[:, upper])[where])
+
+
+def _rates(labels: Ints, q: Floats, audit: Audit | None) -> dict[int, Rate]:
+    source, amount = (labels, q) if audit is None else (np.asarray(audit.clusters), audit.bad.astype(np.float64))
+    overall = (math.fsum(amount) + 0.5) / (len(amount) + 1)
+    return {int(c): _rate(amount[source == c], overall) for c in np.unique(labels)}
+
+
+def _rate(amount: Floats, overall: float) -> Rate:
+    count, bad = len(amount), math.fsum(amount)
+    a, b = bad + PRIOR * overall, count - bad + PRIOR * (1 - overall)
+    low, high = (float(betaincinv(a, b, p)) for p in (0.05, 0.95))
+    return Rate(rate=a / (a + b), low=low, high=high, samples=count, bad=bad)
+
+
+# ── the gate ──────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def gate(
+    samples: Sequence[Features], clusters: Ints, rated: Corruption, audit: Audit | None = None, *, iou: float = 0.5
+) -> dict[int, Gate]:
+    """Whether q may be acted upon, for each cluster.
+
+    With a fitted audit: the leave-one-out AUROC of q over the cluster's audited samples, without cluster intercepts
+    (they would lean against the left-out sample). A cluster with fewer than 5 bad or 5 good ones is judged by the pool
+    of all such clusters, or by the whole audit. Lower 90 % bound (Hanley and McNeil, 1982) ≤ .5: "failed".
+    Without, or where only a pool speaks: "failed" where the median IoU of student and teacher is below ``iou``.
+    Without: "uncertain" below 8 samples.
+    """
+    labels = np.asarray(clusters, np.int64)
+    agreement = np.array([1 - f.disagreement for f in samples], np.float64)
+    medians = {int(c): float(np.median(agreement[labels == c])) for c in np.unique(labels)}
+    if audit is None or not rated.calibrated:
+        return {c: _gate_without_audit(int((labels == c).sum()), m, iou) for c, m in medians.items()}
+    order = _sorted_rows(audit)
+    audited, bad = np.asarray(audit.clusters)[order], audit.bad[order]
+    scores = _left_out(_matrix(audit.features)[order], bad, audited)
+    gates = {}
+    for c, median in medians.items():
+        chosen, own = _pool(c, audited, bad)
+        alone = _gate_without_audit(SMALLEST, median, iou)
+        gates[c] = alone if not own and alone.outcome == "failed" else _gate_with_audit(scores, bad, chosen, median)
+    return gates
+
+
+def _gate_without_audit(count: int, median: float, iou: float) -> Gate:
+    outcome: Outcome = "passed"
+    reason = f"median IoU of student and teacher is {median:.2f}"
+    if count < SMALLEST:
+        outcome, reason = "uncertain", f"{count} samples, fewer than {SMALLEST}"
+    elif median < iou:
+        outcome, reason = "failed", f"{reason}, below {iou:.2f}: unknown who is wrong"
+    return Gate(outcome=outcome, reason=reason, auroc=math.nan, lower=math.nan, median_iou=median)
+
+
+def _gate_with_audit(scores: Floats, bad: Bools, chosen: Bools, median: float) -> Gate:
+    wrong, right = scores[chosen & bad], scores[chosen & ~bad]
+    if min(len(wrong), len(right)) < 5:
+        reason = f"{len(wrong)} bad and {len(right)} good audited samples, fewer than 5"
+        return Gate(outcome="uncertain", reason=reason, auroc=math.nan, lower=math.nan, median_iou=median)
+    area, lower = _auroc(wrong, right)
+    reason = f"AUROC {area:.2f}, at least {lower:.2f}, on {len(wrong)} bad and {len(right)} good audited samples"
+    outcome: Outcome = "passed" if lower > 0.5 else "failed"
+    return Gate(outcome=outcome, reason=reason, auroc=area, lower=lower, median_iou=median)
+
+
+def _enough(bad: Bools) -> bool:
+    return min(int(bad.sum()), int((~bad).sum())) >= 5
+
+
+def _pool(cluster: int, audited: Ints, bad: Bools) -> tuple[Bools, bool]:
+    """(m,) bool: the audited samples that judge the cluster, and whether they are its own."""
+    own = np.asarray(audited == cluster)
+    if _enough(bad[own]):
+        return own, True
+    poor = [c for c in np.unique(audited) if not _enough(bad[audited == c])]
+    pool = np.isin(audited, poor)
+    return (pool if _enough(bad[pool]) else np.ones(len(bad), np.bool_)), False
+
+
+def _left_out(rows: Floats, bad: Bools, clusters: Ints) -> Floats:
+    """(m,) score of each audited sample by a fit without it, free of cluster intercepts."""
+    parts = np.arange(len(bad)) % min(len(bad), LEFT_OUT)
+    scores = np.zeros(len(bad))
+    for part in range(int(parts.max()) + 1):
+        out = parts == part
+        if _can_fit(bad[~out]):
+            fitted = _fit_logistic(rows[~out], bad[~out], clusters[~out])
+            scores[out] = np.round(fitted(rows[out], clusters[out], False), 9)
+    return scores
+
+
+def _auroc(wrong: Floats, right: Floats) -> tuple[float, float]:
+    """Area and its one-sided 90 % lower bound."""
+    m, n = len(wrong), len(right)
+    above = (wrong[:, None] > right).sum() + 0.5 * (wrong[:, None] == right).sum()
+    area = float(above) / (m * n)
+    one, two = area / (2 - area), 2 * area**2 / (1 + area)
+    variance = area * (1 - area) + (m - 1) * (one - area**2) + (n - 1) * (two - area**2)
+    return area, area - 1.2816 * math.sqrt(max(0.0, variance) / (m * n))

@@ -1,0 +1,1 @@
+"""Teachers: high-capacity models that make the pseudo ground truth."""

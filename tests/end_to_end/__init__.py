@@ -1,0 +1,1 @@
+"""tests of end_to_end."""
