@@ -55,7 +55,7 @@ class ReleaseExistsError(ReleaseError):
         self.fingerprint = found
 
 
-def canonical_json(value: Json) -> bytes:
+def canonical_json(value: object) -> bytes:
     """Encode as JSON in UTF-8 with sorted keys and no spaces; equal values give equal bytes.
 
     Raises:

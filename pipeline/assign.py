@@ -334,5 +334,5 @@ def _fixed(vectors: NDArray[np.float32]) -> pa.FixedSizeListArray:
 
 
 def _scatter(uri: str) -> bytes:
-    """Sources in an order that mixes folders and videos, so that every shard is a mixture and each source stays whole."""
+    """An order that mixes folders and videos: every shard is a mixture, and each source stays whole."""
     return hashlib.blake2b(uri.encode(), digest_size=8).digest()

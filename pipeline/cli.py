@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.threads import prepare_process
+from pipeline.process import prepare_process
 
 prepare_process()  # before anything loads OpenMP
 
@@ -18,8 +18,9 @@ from rich.table import Table  # noqa: E402
 from manifests.verify import VerifyError, find_releases, verify_release  # noqa: E402
 from pipeline import demo, flags, storage  # noqa: E402
 from pipeline.config import read_config  # noqa: E402
-from pipeline.driver import Job, Result, curate, estimate, train_teacher  # noqa: E402
+from pipeline.driver import curate, estimate, train_teacher  # noqa: E402
 from pipeline.errors import CurateError, UsageError  # noqa: E402
+from pipeline.job import Job, Result  # noqa: E402
 from pipeline.plan import Plan, PriceConfig  # noqa: E402
 from pipeline.runner import Runner, unknown_beam_flags  # noqa: E402
 from pipeline.threads import one_thread  # noqa: E402
@@ -35,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CurateError as error:
         console.print(f"[bold red]curate: error:[/] {_plain(error)}", highlight=False)
         return error.exit_code
-    except Exception as error:  # noqa: BLE001 - the last line of defence: a defect of ours
+    except Exception as error:
         if os.environ.get("CURATE_DEBUG"):
             raise
         console.print(f"curate: this is a defect: {type(error).__name__}: {error}", markup=False, highlight=False)

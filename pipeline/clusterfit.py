@@ -94,10 +94,10 @@ def train(
     classes = int(targets.max()) + 1
     model = _fresh(config, classes, seed)
     optimiser = torch.optim.SGD(model.parameters(), lr=config.lr, momentum=0.9, weight_decay=1e-4, nesterov=True)
-    step = _restore(folder / _STATE, model, optimiser)
+    first = _restore(folder / _STATE, model, optimiser)
     model.train()
     saved = time.monotonic()
-    for step in range(step, config.steps):
+    for step in range(first, config.steps):
         _set_lr(optimiser, config, step)
         loss = _step(model, optimiser, pictures, targets, config, seed, step)
         if report:
@@ -118,10 +118,10 @@ class ClusterFitNetwork:
             meta = json.loads(file.metadata()["clusterfit"])
             state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
         self.side = int(meta["side"])
-        self._model = timm.create_model(meta["network"], num_classes=meta["classes"])
+        self._model: Any = timm.create_model(meta["network"], num_classes=meta["classes"])
         self._model.load_state_dict(state)
         self._model.eval()
-        self.dimension = int(self._model.num_features)
+        self.dimension: int = self._model.num_features
 
     def __call__(self, pictures: NDArray[np.uint8], batch: int = 64) -> NDArray[np.float32]:
         """(N, side, side, 3) uint8 -> (N, dimension) float32 L2-normalised features of the last feature map."""

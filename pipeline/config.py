@@ -143,6 +143,10 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
         if value not in typing.get_args(hint):
             raise UsageError(f"{where} must be one of {', '.join(map(str, typing.get_args(hint)))}; got {value!r}")
         return value
+    return _scalar(hint, value, where)
+
+
+def _scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:

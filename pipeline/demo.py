@@ -6,8 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from pipeline.config import Config
-from pipeline.driver import Job, Result, curate
+from pipeline.driver import curate
 from pipeline.errors import InputError
+from pipeline.job import Job, Result
 from pipeline.runner import Runner
 from pipeline.world import draw_world
 from teachers.train import TeachConfig

@@ -2,8 +2,9 @@
 
 ::
 
-    sources ─ probe ─ embed ─ dedupe ─ cluster ─ assign ─ plan ─ select ─ chosen ─ label ─ folds ─ fold ─ score ─ verdict ─ publish ─ release
-                                                                            teach ┘   gold ┘
+    sources ─ probe ─ embed ─ dedupe ─ cluster ─ assign ─ plan ─ select ─ chosen     what is taken
+    teach ─ label ─ gold ─ folds ─ fold ─ score ─ verdict ─ placed ─ publish         what becomes of it
+    release                                                                          what is handed over
 """
 
 from __future__ import annotations
@@ -11,15 +12,13 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
-from manifests.release import Counts, Model, canonical_json
+from manifests.release import Model
 from manifests.verify import verify_release
 from pipeline import storage
 from pipeline.assign import (
@@ -39,80 +38,20 @@ from pipeline.attributes import COMPUTED, Given, read_given
 from pipeline.config import Config
 from pipeline.embed import Embed, weights_digest
 from pipeline.errors import InputError, StageError, StorageError
+from pipeline.job import Job, Result
 from pipeline.judge import Fold, Score, fold_tables, gold_table, labelled_digest, verdicts
 from pipeline.label import Label, label_spans
 from pipeline.plan import Plan, measure, sample_sources, with_gpu
 from pipeline.probe import Probe, probe_spans
-from pipeline.publish import Publish, publish_plan, publish_spans
+from pipeline.publish import Publish, Shard, publish_plan, publish_spans
 from pipeline.release import Run, count_items, release_fingerprint, write
-from pipeline.runner import Runner
 from pipeline.sources import list_sources
 from pipeline.stage import Done, Span, Work, identity, iter_tables, read_span
-from pipeline.step import digest_of, run_step, write_json, write_tables
+from pipeline.step import digest_of, write_json, write_tables
 from pipeline.threads import torch_threads
 from teachers.checkpoint import CheckpointError, sha256_file
 from teachers.teacher import load_teacher
 from teachers.train import TeachError, TeachResult, teach
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """What a run is told.
-
-    Attributes:
-        inputs: files, folders, globs or patterns of Beam file systems.
-        labelled: the labelled set.
-        output: the folder of stages and releases.
-        target: frames to choose.
-        config: the resolved config.
-        runner: where tasks run.
-        seed: of every random choice.
-        teacher: a teacher's checkpoint; None: one is trained on the labelled set.
-        attributes: a table of attributes per source, or None.
-        max_bad: largest share of the sources that may be broken.
-    """
-
-    inputs: tuple[str, ...]
-    labelled: Path
-    output: str
-    target: int
-    config: Config = field(default_factory=Config)
-    runner: Runner = field(default_factory=Runner)
-    seed: int = 0
-    teacher: Path | None = None
-    attributes: str | None = None
-    max_bad: float = 0.05
-
-    @property
-    def stages(self) -> str:
-        """The folder of all stages."""
-        return storage.join(self.output, "stages")
-
-    @property
-    def console(self) -> Console:
-        """Where progress is shown."""
-        return self.runner.console
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Result:
-    """What a run made.
-
-    Attributes:
-        release: the folder of the release.
-        fingerprint: of the release.
-        counts: what became of every item read.
-        verdicts: samples per verdict.
-        sources: sources that the chosen frames come from.
-        seconds: of this call (a resumed run only counts what was left).
-    """
-
-    release: Path
-    fingerprint: str
-    counts: Counts
-    verdicts: Mapping[str, int]
-    sources: int
-    seconds: float
 
 
 def curate(job: Job) -> Result:
@@ -127,9 +66,11 @@ def curate(job: Job) -> Result:
     storage.check_writable(job.output)
     labelled = labelled_digest(job.labelled)
     _check_teacher(job)
-    stages = _choose(job)
-    stages |= _judge(job, stages, labelled)
-    return _release(job, stages, started)
+    taken = _take(job)
+    judged = _label(job, taken, labelled)
+    judged |= _judge(job, taken["chosen"], judged)
+    judged |= _publish(job, taken["chosen"], judged)
+    return _release(job, {**taken, **judged}, labelled, started)
 
 
 def estimate(job: Job) -> Plan:
@@ -142,13 +83,9 @@ def estimate(job: Job) -> Plan:
     _check_teacher(job)
     sources, _ = list_sources(job.inputs)
     scan, config = job.config.probe.scan, job.config
-    works: list[tuple[Work, int]] = [
-        (Probe(config=scan), 0),
-        (Embed(config=config.embed, scan=scan, weights_sha256=weights_digest(config.embed)), 0),
-    ]
+    works: list[tuple[Work, int]] = [(Probe(config=scan), 0), (_embed_work(config), 0)]
     if job.teacher is not None:
-        digest = sha256_file(job.teacher)
-        works.append((Label(config=config.label, scan=scan, teacher=str(job.teacher), teacher_sha256=digest), 16))
+        works.append((_label_work(job, job.teacher), 16))
     plan = measure(
         sources,
         sample_sources(sources, 24, job.seed),
@@ -169,11 +106,13 @@ def train_teacher(labelled: Path, output: Path, config: Config, seed: int, conso
     """
     labelled_digest(labelled)
     storage.check_writable(str(output))
+
+    def report(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
     try:
         with torch_threads(config.driver.threads):
-            return teach(
-                labelled, output, config.teach, seed=seed, report=lambda text: console.print(text, highlight=False)
-            )
+            return teach(labelled, output, config.teach, seed=seed, report=report)
     except TeachError as error:
         raise StageError(f"teach: {error}") from error
 
@@ -186,51 +125,53 @@ def survey(job: Job) -> dict[str, Done]:
     """
     table, hidden = list_sources(job.inputs)
     digest = digest_of([table.column(name).to_pylist() for name in table.column_names])
-    sources = run_step(job.stages, "sources", 1, None, [digest], [], lambda folder: write_tables(folder, [table]))
-    sizes = table.column("bytes").to_pylist()
-    work = Probe(config=job.config.probe.scan)
-    probe = job.runner.run(job.stages, work, probe_spans(sources.uris()[0], sizes, job.config.probe), [sources.digest])
-    _set_aside(job, {"probe": probe}, hidden)
+    sources = job.step("sources", None, [digest], [], lambda folder: write_tables(folder, [table]))
+    spans = probe_spans(sources.uris()[0], table.column("bytes").to_pylist(), job.config.probe)
+    probe = job.stage(Probe(config=job.config.probe.scan), spans, sources)
+    _quarantine(job, {"probe": probe})
+    if probe.counts["not_media"] or hidden:
+        job.say("probe", f"{probe.counts['not_media']} files that are no media and {hidden} hidden ones passed over")
+    if probe.faults:
+        job.say("probe", f"{len(probe.faults)} faults set aside, see {job.output}/quarantine.json")
+    _check_bad(job, probe)
+    return {"sources": sources, "probe": probe}
+
+
+def _check_bad(job: Job, probe: Done) -> None:
     bad, total = probe.counts["bad"], probe.counts["sources"]
-    first = "; ".join(f"{f['source']}: {f['message']}" for f in _errors(probe.faults)[:10])
+    errors = [fault for fault in probe.faults if fault["error"] != "BlankFrame"]
+    first = "; ".join(f"{fault['source']}: {fault['message']}" for fault in errors[:10])
     if probe.rows == 0:
         raise InputError(f"no readable input: {total} media files, {bad} of them broken{': ' + first if first else ''}")
     if bad > job.max_bad * total:
         raise InputError(
-            f"{bad} of {total} sources are broken, more than --max-bad-fraction {job.max_bad:g}; the first: {first}. "
-            "Repair or remove them, or raise the limit; what was probed is kept"
+            f"{bad} of {total} sources are broken, more than --max-bad-fraction {job.max_bad:g} allows; the first: "
+            f"{first}. Repair or remove them, or raise the limit; what was probed is kept"
         )
-    return {"sources": sources, "probe": probe}
 
 
-def _choose(job: Job) -> dict[str, Done]:
+def _take(job: Job) -> dict[str, Done]:
+    """From the inputs to exactly ``target`` chosen frames."""
+    config = job.config
     stages = survey(job)
-    config, runner, root = job.config, job.runner, job.stages
     sources, probe = stages["sources"], stages["probe"]
     given = _given(job, sources)
-    embed_work = Embed(config=config.embed, scan=config.probe.scan, weights_sha256=weights_digest(config.embed))
-    embed = runner.run(root, embed_work, [(Span(uri=uri),) for uri in probe.uris()], [probe.digest])
-    deduped = run_step(
-        root,
+    embed = job.stage(_embed_work(config), [(Span(uri=uri),) for uri in probe.uris()], probe)
+    deduped = job.step(
         "dedupe",
-        1,
         config.cluster.duplicates,
-        [embed.digest, probe.digest],
+        [embed, probe],
         ["numpy"],
         lambda folder: write_tables(folder, dedupe(embed, probe, config.cluster.duplicates)),
     )
-    clustered = run_step(
-        root,
+    clustered = job.step(
         "cluster",
-        1,
         [identity(config.cluster), job.seed],
-        [embed.digest, deduped.digest],
+        [embed, deduped],
         ["faiss-cpu", "numpy", "scikit-learn", "timm", "torch", "opencv-python-headless"],
-        lambda folder: cluster(
-            embed, deduped, config.cluster, seed=job.seed, folder=folder, report=_reporter(job, "cluster")
-        ),
+        lambda to: cluster(embed, deduped, config.cluster, seed=job.seed, folder=to, report=job.reporter("cluster")),
     )
-    assign_work = Assign(
+    work = Assign(
         network=_weights(clustered, "clusterfit.safetensors"),
         tree=_weights(clustered, "tree.safetensors"),
         given=None if given is None else Weights(uri=str(job.attributes), sha256=_sha256(str(job.attributes))),
@@ -239,136 +180,121 @@ def _choose(job: Job) -> dict[str, Done]:
         seed=job.seed,
     )
     triples = zip(embed.uris(), probe.uris(), deduped.uris(), strict=True)
-    assign = runner.run(
-        root, assign_work, [tuple(Span(uri=u) for u in t) for t in triples], [embed.digest, deduped.digest]
-    )
-    planned = run_step(
-        root,
+    assign = job.stage(work, [tuple(Span(uri=uri) for uri in triple) for triple in triples], embed, probe, deduped)
+    stages |= {"embed": embed, "dedupe": deduped, "cluster": clustered, "assign": assign}
+    return stages | _choose(job, assign)
+
+
+def _choose(job: Job, assign: Done) -> dict[str, Done]:
+    planned = job.step(
         "plan",
-        1,
-        [identity(config.select), job.target],
-        [assign.digest],
+        [identity(job.config.select), job.target],
+        [assign],
         [],
-        lambda folder: [write_json(folder, "plan.json", plan_selection(assign, job.target, config.select))],
+        lambda folder: [write_json(folder, "plan.json", plan_selection(assign, job.target, job.config.select))],
     )
-    select_work = Select(plan=_weights(planned, "plan.json"))
-    select = runner.run(root, select_work, [(Span(uri=uri),) for uri in assign.uris()], [assign.digest])
+    select = job.stage(
+        Select(plan=_weights(planned, "plan.json")), [(Span(uri=uri),) for uri in assign.uris()], assign, planned
+    )
     plan = json.loads(storage.read_bytes(planned.uri("plan.json")))
-    chosen = run_step(
-        root,
+    chosen = job.step(
         "chosen",
-        1,
         None,
-        [select.digest, planned.digest],
+        [select, planned],
         [],
-        lambda folder: write_tables(folder, [choose(select, plan)], config.label.rows),
+        lambda folder: write_tables(folder, [choose(select, plan)], job.config.label.rows),
     )
-    _check_room(job, chosen, probe)
-    return stages | {
-        "embed": embed,
-        "dedupe": deduped,
-        "cluster": clustered,
-        "assign": assign,
-        "plan": planned,
-        "select": select,
-        "chosen": chosen,
-    }
+    _check_room(job, chosen)
+    return {"plan": planned, "select": select, "chosen": chosen}
 
 
-def _judge(job: Job, stages: Mapping[str, Done], labelled: str) -> dict[str, Done]:
-    config, runner, root = job.config, job.runner, job.stages
-    chosen = stages["chosen"]
+def _label(job: Job, taken: Mapping[str, Done], labelled: str) -> dict[str, Done]:
+    config, chosen = job.config.label, taken["chosen"]
     teacher = _teacher(job, labelled)
-    label_work = Label(
-        config=config.label, scan=config.probe.scan, teacher=str(teacher), teacher_sha256=sha256_file(teacher)
-    )
-    label = runner.run(root, label_work, label_spans(chosen.uris()[0], chosen.rows, config.label), [chosen.digest])
-    gold = run_step(
-        root,
+    label = job.stage(_label_work(job, teacher), label_spans(chosen.uris()[0], chosen.rows, config), chosen)
+    gold = job.step(
         "gold",
-        1,
-        config.label.student_side,
+        config.student_side,
         [labelled],
         ["opencv-python-headless", "pillow"],
-        lambda folder: write_tables(folder, [gold_table(job.labelled, config.label.student_side)], 64),
+        lambda folder: write_tables(folder, [gold_table(job.labelled, config.student_side)], 64),
     )
+    return {"label": label, "gold": gold}
+
+
+def _judge(job: Job, chosen: Done, labels: Mapping[str, Done]) -> dict[str, Done]:
+    """Folds, students, scores and verdicts."""
+    config, rows = job.config.judge, job.config.label.rows
+    label, gold = labels["label"], labels["gold"]
     table = read_span(Span(uri=chosen.uris()[0]), ["sample_id", "source_sha256", "vector", "cluster_path", "key"])
-    fold_rows, facts = fold_tables(table, group_column(table), config.judge)
-    folds = run_step(
-        root,
+    fold_rows, facts = fold_tables(table, group_column(table), config)
+    folds = job.step(
         "folds",
-        1,
-        [config.judge.folds, config.judge.similar],
-        [chosen.digest],
+        [config.folds, config.similar],
+        [chosen],
         ["numpy"],
-        lambda folder: [*write_tables(folder, [fold_rows], config.label.rows), write_json(folder, "folds.json", facts)],
+        lambda folder: [*write_tables(folder, [fold_rows], rows), write_json(folder, "folds.json", facts)],
     )
     if facts["reason"]:
-        job.console.print(f"   folds  labels are not judged: {facts['reason']}", highlight=False)
+        job.say("folds", f"labels are not judged: {facts['reason']}")
     pair = (Span(uri=folds.uris()[0]), Span(uri=gold.uris()[0]))
-    fold_work = Fold(config=config.judge, seed=job.seed, labels=label.folder)
-    fold = runner.run(root, fold_work, [pair] * facts["folds"], [label.digest, folds.digest, gold.digest])
-    score_work = Score(side=config.judge.student.side, students=fold.folder)
-    rows = config.label.rows
+    work = Fold(config=config, seed=job.seed, labels=label.folder)
+    fold = job.stage(work, [pair] * facts["folds"], label, folds, gold)
     spans = [
         (Span(uri=uri), Span(uri=folds.uris()[0], start=i * rows, stop=(i + 1) * rows))
         for i, uri in enumerate(label.uris())
     ]
-    score = runner.run(root, score_work, spans, [label.digest, fold.digest, folds.digest])
-    verdict = run_step(
-        root,
+    score = job.stage(Score(students=fold.folder), spans, label, fold, folds)
+    verdict = job.step(
         "verdict",
-        1,
-        config.judge,
-        [score.digest, folds.digest, label.digest],
+        config,
+        [score, folds, label, chosen],
         ["numpy", "scikit-learn"],
         lambda folder: _write_verdicts(folder, job, chosen, label, folds, score),
     )
-    plan, shards = _publish_plan(job, chosen, label, verdict)
-    placed = run_step(
-        root,
-        "placed",
-        1,
-        [identity(config.publish), job.seed],
-        [chosen.digest, verdict.digest],
-        [],
-        lambda folder: write_tables(folder, [plan]),
+    return {"folds": folds, "fold": fold, "score": score, "verdict": verdict}
+
+
+def _write_verdicts(folder: Path, job: Job, chosen: Done, label: Done, folds: Done, score: Done) -> list[str]:
+    names = read_span(Span(uri=score.uris()[0], stop=0)).column_names
+    scores = pa.concat_tables(iter_tables(score.uris(), [name for name in names if name != "student"]))
+    labels = pa.concat_tables(iter_tables(label.uris(), ["fault"]))
+    rows = read_span(Span(uri=chosen.uris()[0]))
+    attributes = sorted({*COMPUTED, *given_names(rows)})
+    groups = {n: np.array([v or "unknown" for v in effective(rows, n).to_pylist()], dtype=np.str_) for n in attributes}
+    table, summary = verdicts(scores, labels, read_span(Span(uri=folds.uris()[0])), groups, job.config.judge)
+    return [*write_tables(folder, [table]), write_json(folder, "judge.json", summary)]
+
+
+def _publish(job: Job, chosen: Done, judged: Mapping[str, Done]) -> dict[str, Done]:
+    label, score, verdict = judged["label"], judged["score"], judged["verdict"]
+    plan, shards = _placement(job, chosen, label, verdict)
+    config, rows = job.config.publish, job.config.label.rows
+    placed = job.step(
+        "placed", [identity(config), job.seed], [chosen, verdict], [], lambda folder: write_tables(folder, [plan])
     )
-    publish_work = Publish(config=config.publish, scan=config.probe.scan, label_rows=rows)
     where = plan.column("row").to_pylist()
-    publish = runner.run(
-        root,
-        publish_work,
-        [publish_spans(placed.uris()[0], s, where, label.uris(), score.uris(), rows) for s in shards],
-        [placed.digest, label.digest, score.digest],
-    )
-    return {
-        "label": label,
-        "gold": gold,
-        "folds": folds,
-        "fold": fold,
-        "score": score,
-        "verdict": verdict,
-        "placed": placed,
-        "publish": publish,
-    }
+    spans = [publish_spans(placed.uris()[0], s, where, label.uris(), score.uris(), rows) for s in shards]
+    work = Publish(config=config, scan=job.config.probe.scan, label_rows=rows)
+    return {"placed": placed, "publish": job.stage(work, spans, placed, label, score)}
 
 
-def _release(job: Job, stages: Mapping[str, Done], started: float) -> Result:
+def _placement(job: Job, chosen: Done, label: Done, verdict: Done) -> tuple[pa.Table, list[Shard]]:
+    labels = pa.concat_tables(iter_tables(label.uris(), ["label_confidence", "fault"]))
+    rows = read_span(Span(uri=chosen.uris()[0]))
+    return publish_plan(rows, labels, read_span(Span(uri=verdict.uris()[0])), job.config.publish, job.seed)
+
+
+def _release(job: Job, stages: Mapping[str, Done], labelled: str, started: float) -> Result:
     verdict = read_span(Span(uri=stages["verdict"].uris()[0]))
-    decisions = verdict.column("decision").to_pylist()
-    chosen = read_span(Span(uri=stages["chosen"].uris()[0]), ["source_uri"])
     sources = read_span(Span(uri=stages["sources"].uris()[0]))
-    faults = [fault for name in ("probe", "embed", "label") for fault in stages[name].faults]
-    _set_aside(job, stages, None)
-    labelled = labelled_digest(job.labelled)
     given = _given(job, stages["sources"])
     run = Run(
         config=job.config,
         seed=job.seed,
         target=job.target,
         run_id=digest_of([identity(job.config), job.seed, job.target, stages["sources"].digest, labelled])[:16],
-        counts=count_items(stages, decisions),
+        counts=count_items(stages, verdict.column("decision").to_pylist()),
         inputs={
             "sources": sources.num_rows,
             "bytes": sum(sources.column("bytes").to_pylist()),
@@ -382,68 +308,49 @@ def _release(job: Job, stages: Mapping[str, Done], started: float) -> Result:
         stages=stages,
         judge=json.loads(storage.read_bytes(stages["verdict"].uri("judge.json"))),
         plan=json.loads(storage.read_bytes(stages["plan"].uri("plan.json"))),
-        faults=faults,
+        faults=_quarantine(job, stages),
     )
-    _, shards = _publish_plan(job, stages["chosen"], stages["label"], stages["verdict"])
+    _, shards = _placement(job, stages["chosen"], stages["label"], stages["verdict"])
     folder = write(Path(job.output), run, shards)
     problems = verify_release(folder)
     if problems:
         raise StageError(f"{folder / problems[0].path}: {problems[0].message} ({len(problems)} problems); run again")
     kinds = verdict.column("verdict").to_pylist()
+    uris = read_span(Span(uri=stages["chosen"].uris()[0]), ["source_uri"]).column("source_uri").to_pylist()
     return Result(
         release=folder,
         fingerprint=release_fingerprint(folder),
         counts=run.counts,
         verdicts={kind: kinds.count(kind) for kind in ("keep", "weight", "correct", "hold", "drop")},
-        sources=len(set(chosen.column("source_uri").to_pylist())),
+        sources=len(set(uris)),
         seconds=time.monotonic() - started,
     )
 
 
-def _publish_plan(
-    job: Job, chosen: Done, label: Done, verdict: Done
-) -> tuple[pa.Table, list[tuple[str, int, int, int, int]]]:
-    labels = pa.concat_tables(iter_tables(label.uris(), ["label_confidence", "fault"]))
-    rows = read_span(Span(uri=chosen.uris()[0]))
-    return publish_plan(rows, labels, read_span(Span(uri=verdict.uris()[0])), job.config.publish, job.seed)
+def _embed_work(config: Config) -> Embed:
+    return Embed(config=config.embed, scan=config.probe.scan, weights_sha256=weights_digest(config.embed))
 
 
-def _write_verdicts(folder: Path, job: Job, chosen: Done, label: Done, folds: Done, score: Done) -> list[str]:
-    columns = [name for name in _columns_of(score) if name != "student"]
-    scores = pa.concat_tables(iter_tables(score.uris(), columns))
-    labels = pa.concat_tables(iter_tables(label.uris(), ["fault"]))
-    rows = read_span(Span(uri=chosen.uris()[0]))
-    names = sorted({*COMPUTED, *given_names(rows)})
-    groups = {n: np.array([v or "unknown" for v in effective(rows, n).to_pylist()], dtype=np.str_) for n in names}
-    table, summary = verdicts(scores, labels, read_span(Span(uri=folds.uris()[0])), groups, job.config.judge)
-    return [*write_tables(folder, [table]), write_json(folder, "judge.json", summary)]
-
-
-def _columns_of(done: Done) -> list[str]:
-    return list(read_span(Span(uri=done.uris()[0], start=0, stop=0)).column_names)
+def _label_work(job: Job, teacher: Path) -> Label:
+    config, digest = job.config, sha256_file(teacher)
+    return Label(config=config.label, scan=config.probe.scan, teacher=str(teacher), teacher_sha256=digest)
 
 
 def _teacher(job: Job, labelled: str) -> Path:
+    """The checkpoint that was given, or one trained on the labelled set."""
     if job.teacher is not None:
         return job.teacher
-    config = job.config.teach
+    config, threads = job.config.teach, job.config.driver.threads
 
     def make(folder: Path) -> Sequence[str]:
-        with torch_threads(job.config.driver.threads):
-            result = teach(job.labelled, folder, config, seed=job.seed, report=_reporter(job, "teach"))
-        job.console.print(f"   teach  held-out IoU {result.held_out_iou:.3f}", highlight=False)
+        with torch_threads(threads):
+            result = teach(job.labelled, folder, config, seed=job.seed, report=job.reporter("teach"))
+        job.say("teach", f"held-out IoU {result.held_out_iou:.3f}")
         return [result.checkpoint.name, "curve.csv"]
 
+    libraries = ["numpy", "opencv-python-headless", "torch"]
     try:
-        done = run_step(
-            job.stages,
-            "teach",
-            1,
-            [identity(config), job.config.driver.threads, job.seed],
-            [labelled],
-            ["numpy", "opencv-python-headless", "torch"],
-            make,
-        )
+        done = job.step("teach", [identity(config), threads, job.seed], [labelled], libraries, make)
     except TeachError as error:
         raise StageError(f"stage teach: {error}") from error
     return Path(done.uri("teacher.safetensors"))
@@ -477,58 +384,34 @@ def _sha256(uri: str) -> str:
 
 def _models(job: Job, stages: Mapping[str, Done], labelled: str) -> tuple[Model, ...]:
     teacher = _teacher(job, labelled)
-    made = "given with --teacher" if job.teacher else "trained on the labelled set"
-    rows = [row for table in iter_tables(stages["fold"].uris()) for row in table.to_pylist()]
-    students = [
-        Model(role="student", id=row["file"], sha256=row["sha256"], source="trained in this run", licence="unknown")
-        for row in rows
-    ]
+    digest = sha256_file(teacher)
+    source = "given with --teacher" if job.teacher else "trained on the labelled set"
+    made = {"source": "trained in this run", "licence": "unknown"}
+    students = [row for table in iter_tables(stages["fold"].uris()) for row in table.to_pylist()]
     network = _weights(stages["cluster"], "clusterfit.safetensors")
     return (
-        Model(role="teacher", id=load_teacher(teacher).id, sha256=sha256_file(teacher), source=made, licence="unknown"),
-        Model(role="embedder", id="clusterfit", sha256=network.sha256, source="trained in this run", licence="unknown"),
-        *students,
+        Model(role="teacher", id=load_teacher(teacher).id, sha256=digest, source=source, licence="unknown"),
+        Model(role="embedder", id="clusterfit", sha256=network.sha256, **made),
+        *(Model(role="student", id=row["file"], sha256=row["sha256"], **made) for row in students),
     )
 
 
-def _errors(faults: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    return [fault for fault in faults if fault["error"] != "BlankFrame"]
-
-
-def _set_aside(job: Job, stages: Mapping[str, Done], hidden: int | None) -> None:
+def _quarantine(job: Job, stages: Mapping[str, Done]) -> list[dict[str, object]]:
     """Writes ``quarantine.json``: every input that was set aside, with source, stage, error class and message."""
     faults = [dict(fault) for name in ("probe", "embed", "label") if name in stages for fault in stages[name].faults]
-    data = json.dumps(json.loads(canonical_json(faults)), indent=1, ensure_ascii=False)
+    data = json.dumps(faults, indent=1, sort_keys=True, ensure_ascii=False)
     storage.write_bytes(storage.join(job.output, "quarantine.json"), data.encode())
-    if hidden is None:
-        return
-    counts = stages["probe"].counts
-    passed = f"{counts['not_media']} files that are no media and {hidden} hidden files were passed over"
-    if counts["not_media"] or hidden:
-        job.console.print(f"   probe  {passed}", highlight=False)
-    if faults:
-        job.console.print(
-            f"   probe  {len(faults)} faults set aside, see {job.output}/quarantine.json", highlight=False
-        )
+    return faults
 
 
-def _check_room(job: Job, chosen: Done, probe: Done) -> None:
+def _check_room(job: Job, chosen: Done) -> None:
     """Refuses to go on where the disk cannot hold the release, before hours are spent on it."""
     sizes = read_span(Span(uri=chosen.uris()[0]), ["width", "height"])
-    pixels = np.dot(
-        sizes.column("width").to_numpy().astype(np.int64), sizes.column("height").to_numpy().astype(np.int64)
-    )
+    pixels = np.dot(*(sizes.column(name).to_numpy().astype(np.int64) for name in ("width", "height")))
     needed = int(pixels * 0.4) + chosen.rows * 40_000
     free = storage.free_bytes(job.output)
     if free is not None and free < needed:
         raise StorageError(
-            f"{job.output} has {free} bytes free, but labels and shards of {chosen.rows} frames take about {needed}; free some "
-            "space or choose another --output"
+            f"{job.output} has {free} bytes free, but labels and shards of {chosen.rows} frames take about {needed}; "
+            "free some space or choose another --output"
         )
-
-
-def _reporter(job: Job, stage: str) -> Any:
-    def report(text: str) -> None:
-        job.console.print(f"{stage:>8}  {text}", highlight=False)
-
-    return report

@@ -21,7 +21,7 @@ class DuplicateConfig:
     """Settings of the search for duplicates across sources.
 
     Attributes:
-        distance: largest Hamming distance of the 64-bit hashes; at most 3, so that one of 4 bands of 16 bits must be equal.
+        distance: largest Hamming distance of the 64-bit hashes; at most 3, so that one of 4 bands is equal.
         cosine: smallest cosine of the embeddings.
     """
 

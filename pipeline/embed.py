@@ -10,14 +10,17 @@ import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from pathlib import Path
+from typing import Any, ClassVar, Protocol, cast
 
 import cv2
 import numpy as np
 import pyarrow as pa
+import timm
+import torch
 from numpy.typing import NDArray
+from timm.data import resolve_model_data_config  # type: ignore[attr-defined]
 
-from pipeline.attributes import is_dead
 from pipeline.errors import InputError, StageError
 from pipeline.frames import ScanConfig, content_sha256, fetch
 from pipeline.probe import opener
@@ -184,7 +187,7 @@ def frames_of(
                 if content_sha256(pixels) == contents[row]:
                     del wanted[index]
                     yield row, pixels
-        except Exception as error:  # noqa: BLE001 - native decoders raise what they like
+        except Exception as error:
             message = f"decoding again failed: {type(error).__name__}: {error}"
             faults.append({"source": uri, "stage": stage, "error": "Undecodable", "message": message, "items": 0})
         for index in wanted:
@@ -208,7 +211,7 @@ def descriptor(pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
     Each block is square-rooted and normalised for itself (Hellinger kernel), so that none dominates.
     """
     small = cv2.resize(pixels, (64, 64), interpolation=cv2.INTER_AREA)
-    lab = cv2.cvtColor(small, cv2.COLOR_RGB2LAB).astype(np.float32) / 255
+    lab = np.asarray(cv2.cvtColor(small, cv2.COLOR_RGB2LAB) / 255, np.float32)
     layout = (cv2.resize(lab, (4, 4), interpolation=cv2.INTER_AREA) - 0.5).ravel()
     colour = _colour_histogram(lab)
     gradient = _gradient_histogram(lab[:, :, 0])
@@ -220,22 +223,17 @@ class TimmEmbedder:
     """A timm backbone without its classifier; ImageNet normalisation as its own config says."""
 
     def __init__(self, config: EmbedConfig, weights_sha256: str | None) -> None:
-        import timm
-        import torch
-
-        self._torch = torch
         self._side = config.side
         self._model = timm.create_model(config.model, pretrained=False, num_classes=0)
         _load_weights(self._model, config, weights_sha256)
         self._model.eval()
-        data = timm.data.resolve_model_data_config(self._model)
+        data = resolve_model_data_config(self._model)  # type: ignore[no-untyped-call]
         self._mean = torch.tensor(data["mean"]).view(1, 3, 1, 1)
         self._std = torch.tensor(data["std"]).view(1, 3, 1, 1)
-        self.dimension = int(self._model.num_features)
+        self.dimension = int(cast("int", self._model.num_features))
 
     def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """See ``Embedder``."""
-        torch = self._torch
         size = (self._side, self._side)
         stack = np.stack([cv2.resize(p, size, interpolation=cv2.INTER_AREA) for p in pictures])
         with torch.inference_mode():
@@ -248,8 +246,6 @@ def weights_digest(config: EmbedConfig) -> str | None:
     """The sha256 of the embedder's checkpoint; None where it has none."""
     if config.checkpoint is None:
         return None
-    from pathlib import Path
-
     if not Path(config.checkpoint).is_file():
         raise InputError(f"embed.checkpoint {config.checkpoint} does not exist")
     return sha256_file(Path(config.checkpoint))
@@ -289,8 +285,6 @@ def vectors_of(table: pa.Table, column: str = "vector") -> NDArray[np.float32]:
 
 
 def _load_weights(model: Any, config: EmbedConfig, weights_sha256: str | None) -> None:
-    from pathlib import Path
-
     path = Path(str(config.checkpoint))
     if weights_sha256 is not None and sha256_file(path) != weights_sha256:
         raise InputError(f"{path} has changed since the run was planned; its sha256 is no longer {weights_sha256}")

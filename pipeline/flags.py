@@ -62,7 +62,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _refuse_unknown(parser: Parser, arguments: Sequence[str]) -> None:
     """Names a mistyped flag before argparse complains of the flag that is then missing."""
-    known = [option for action in parser._actions for option in action.option_strings]  # noqa: SLF001
+    known = [option for action in parser._actions for option in action.option_strings]
     for word in (argument.split("=")[0] for argument in arguments if argument.startswith("--")):
         if word not in known:
             raise UsageError(f"unknown argument '{word}'{did_you_mean(word, known)}")
@@ -118,7 +118,7 @@ def _run(table: argparse._SubParsersAction[Parser]) -> Parser:
         nargs="+",
         required=True,
         metavar="PATH",
-        help="videos, images, Parquet with image bytes: files, folders, globs, or patterns of Beam file systems; may be repeated",
+        help="videos, images, Parquet with image bytes: files, folders, globs, Beam patterns; may be repeated",
     )
     add(
         "--labelled",

@@ -99,7 +99,8 @@ def fit_tree(vectors: NDArray[np.float32], *, cells: int, seed: int, iterations:
 
 def unit_rows(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
     """Rows scaled to length 1 (zero rows stay zero)."""
-    return (matrix / np.maximum(np.linalg.norm(matrix, axis=1, keepdims=True), 1e-8)).astype(np.float32)
+    norms = np.linalg.norm(matrix, axis=1, keepdims=True)
+    return np.asarray(matrix / np.maximum(norms, 1e-8), np.float32)
 
 
 def purity(clusters: NDArray[np.int64], labels: NDArray[np.int64]) -> float:

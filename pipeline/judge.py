@@ -33,11 +33,9 @@ from pipeline.embed import decode_jpeg, encode_jpeg, shrink
 from pipeline.errors import InputError, StageError
 from pipeline.hierarchy import unit_rows
 from pipeline.publish import MAX_PIXELS
-from pipeline.stage import Output, Span, Task, iter_tables, not_identity, read_manifest, read_span
-from students.agreement import Decision, Rules, decide
-from students.corruption import Corruption, Gate, corruption, gate
+from pipeline.stage import Output, Task, iter_tables, not_identity, read_manifest, read_span
+from students.agreement import Corruption, Decision, Features, Gate, Rules, corruption, decide, features, gate
 from students.data import Example
-from students.disagreement import Features, features
 from students.folds import Folds, assign_folds
 from students.train import Ensemble, StudentTrainConfig, train_student
 
@@ -234,7 +232,6 @@ class Score:
     version: ClassVar[int] = 1
     libraries: ClassVar[tuple[str, ...]] = ("numpy", "opencv-python-headless", "pyarrow", "torch")
 
-    side: int
     students: str = not_identity()
 
     def open(self) -> Callable[[Task], Output]:
@@ -246,7 +243,7 @@ class Score:
         for table in iter_tables(done.uris()):
             for row in table.to_pylist():
                 files.setdefault(row["fold"], []).append((done.uri(row["file"]), row["sha256"]))
-        ensembles = {fold: _load_ensemble(listed, self.side) for fold, listed in sorted(files.items())}
+        ensembles = {fold: _load_ensemble(listed) for fold, listed in sorted(files.items())}
         return functools.partial(self._run, ensembles)
 
     def _run(self, ensembles: Mapping[int, Ensemble], task: Task) -> Output:
@@ -326,7 +323,7 @@ def _summary(
 ) -> dict[str, Any]:
     out: dict[str, Any] = {}
     for cluster in np.unique(clusters).tolist():
-        mine = [decisions[i].verdict for i in np.flatnonzero(clusters == cluster)]
+        mine = [decisions[i].verdict for i in np.flatnonzero(clusters == cluster).tolist()]
         rate = rated.rates[cluster]
         out[str(cluster)] = {
             "labels": len(mine),
@@ -354,12 +351,12 @@ def _gold_examples(table: pa.Table) -> list[Example]:
     return examples
 
 
-def _load_ensemble(files: Sequence[tuple[str, str]], side: int) -> Ensemble:
+def _load_ensemble(files: Sequence[tuple[str, str]]) -> Ensemble:
     with storage.local_copies([uri for uri, _ in files]) as paths:
         for path, (uri, sha256) in zip(paths, files, strict=True):
             if hashlib.sha256(path.read_bytes()).hexdigest() != sha256:
                 raise StageError(f"{uri} has changed since it was trained; remove its folder and run again")
-        return Ensemble.load(paths, side=side)
+        return Ensemble.load(paths)
 
 
 def _score(label: Mapping[str, Any], fold: int, ensemble: Ensemble | None) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipeline import storage
 from pipeline.probe import plan_shards
@@ -164,8 +165,6 @@ def _limit(span: Span, most: int) -> Span:
 
 
 def _write(path: str, table: pa.Table) -> None:
-    import pyarrow.parquet as pq
-
     pq.write_table(table, path)
 
 
@@ -174,8 +173,6 @@ def _size(output: Output) -> int:
 
 
 def _pixels(uri: str) -> float:
-    import pyarrow.parquet as pq
-
     table: Any = pq.read_table(uri, columns=["width", "height"])
     if not table.num_rows:
         return 0.0

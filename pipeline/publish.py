@@ -6,11 +6,10 @@ inside a shard rows are sorted by sample id.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -23,7 +22,7 @@ from pipeline.errors import StageError
 from pipeline.frames import ScanConfig
 from pipeline.label import resize_soft
 from pipeline.stage import Output, Span, Task, read_span
-from students.disagreement import correct
+from students.agreement import correct
 
 SPLITS = ("train", "val", "test", "hold", "audit")
 MAX_PIXELS = 1 << 28
@@ -57,6 +56,24 @@ PUBLISHED = pa.schema(
 )
 
 
+class Shard(NamedTuple):
+    """One shard of a release.
+
+    Attributes:
+        split: its folder below ``shards/``.
+        number: of the shard within its split.
+        shards: of the split.
+        start: its first row in the plan.
+        stop: behind its last row in the plan.
+    """
+
+    split: str
+    number: int
+    shards: int
+    start: int
+    stop: int
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PublishConfig:
     """Settings of the release.
@@ -82,7 +99,8 @@ class PublishConfig:
     def __post_init__(self) -> None:
         if self.rows < 1 or self.audit < 0 or not 1 <= self.quality <= 100:
             raise ValueError(
-                f"publish needs rows >= 1, audit >= 0 and quality in 1..100; got {self.rows}, {self.audit}, {self.quality}"
+                "publish needs rows >= 1, audit >= 0 and quality in 1..100; "
+                f"got {self.rows}, {self.audit}, {self.quality}"
             )
         if not (self.val >= 0 and self.test >= 0 and self.val + self.test < 1):
             raise ValueError(
@@ -180,7 +198,7 @@ def split_of(group: str, seed: int, config: PublishConfig) -> str:
 
 def publish_plan(
     chosen: pa.Table, labels: pa.Table, verdicts: pa.Table, config: PublishConfig, seed: int
-) -> tuple[pa.Table, list[tuple[str, int, int, int, int]]]:
+) -> tuple[pa.Table, list[Shard]]:
     """Which row goes into which shard.
 
     Args:
@@ -191,7 +209,7 @@ def publish_plan(
         seed: of the splits.
 
     Returns:
-        The plan (schema ``PLAN``), and for each shard (split, number, shards of that split, start, stop) in the plan.
+        The plan (schema ``PLAN``), and the shards in its order.
     """
     ids = chosen.column("source_sha256").to_pylist()
     decisions = verdicts.column("decision").to_pylist()
@@ -204,14 +222,14 @@ def publish_plan(
             placed["hold"].append(row)
         elif row in audit:
             placed["audit"].append(row)
-    shards: list[tuple[str, int, int, int, int]] = []
+    shards: list[Shard] = []
     order: list[tuple[str, int, int]] = []
     for split in SPLITS:
         rows = placed[split]
         count = -(-len(rows) // config.rows)
         for shard in range(count):
             part = rows[shard * config.rows : (shard + 1) * config.rows]
-            shards.append((split, shard, count, len(order), len(order) + len(part)))
+            shards.append(Shard(split, shard, count, len(order), len(order) + len(part)))
             order += [(split, shard, row) for row in part]
     take = pa.array([row for _, _, row in order], pa.int64())
     columns = {name: chosen.column(name).take(take) for name in PLAN.names if name in chosen.column_names}
@@ -228,17 +246,16 @@ def publish_plan(
 
 def publish_spans(
     plan_uri: str,
-    shard: tuple[str, int, int, int, int],
+    shard: Shard,
     rows: Sequence[int],
     labels: Sequence[str],
     scores: Sequence[str],
     label_rows: int,
 ) -> tuple[Span, ...]:
-    """What the task of one shard reads: its rows of the plan, then pairs of the label and score parts they come from."""
-    _, _, _, start, stop = shard
-    parts = sorted({row // label_rows for row in rows[start:stop]})
+    """What the task of one shard reads: its rows of the plan, then pairs of the label and score parts of these."""
+    parts = sorted({row // label_rows for row in rows[shard.start : shard.stop]})
     pairs = [Span(uri=uris[part]) for part in parts for uris in (labels, scores)]
-    return (Span(uri=plan_uri, start=start, stop=stop), *pairs)
+    return (Span(uri=plan_uri, start=shard.start, stop=shard.stop), *pairs)
 
 
 class _Masks:

@@ -38,7 +38,7 @@ from pipeline import storage
 from pipeline.assign import GIVEN, effective
 from pipeline.attributes import COMPUTED
 from pipeline.errors import StageError
-from pipeline.publish import SPLITS, split_of
+from pipeline.publish import SPLITS, Shard, split_of
 from pipeline.stage import Done, Span, identity, iter_tables, read_span
 
 FILE_ROWS = 250_000
@@ -94,7 +94,7 @@ class Run:
     faults: Sequence[Mapping[str, Any]]
 
 
-def write(root: Path, run: Run, shards: Sequence[tuple[str, int, int, int, int]]) -> Path:
+def write(root: Path, run: Run, shards: Sequence[Shard]) -> Path:
     """Writes the release of a run below ``root/releases`` and returns its folder; equal runs give equal bytes.
 
     Raises:
@@ -117,7 +117,7 @@ def write(root: Path, run: Run, shards: Sequence[tuple[str, int, int, int, int]]
         inputs=run.inputs,
         models=run.models,
         counts=run.counts,
-        splits={split: sum(stop - start for s, _, _, start, stop in shards if s == split) for split in SPLITS},
+        splits={split: sum(shard.stop - shard.start for shard in shards if shard.split == split) for split in SPLITS},
         cells=_cells(run, columns),
         files=tuple(sorted(entries, key=lambda entry: entry.path)),
         erasures=(),
@@ -333,12 +333,12 @@ def _entry(path: str, size: int, sha256: str, ids: pa.ChunkedArray, schema: str)
     )
 
 
-def _copy_shards(folder: Path, run: Run, shards: Sequence[tuple[str, int, int, int, int]]) -> list[FileEntry]:
+def _copy_shards(folder: Path, run: Run, shards: Sequence[Shard]) -> list[FileEntry]:
     published = run.stages["publish"]
     parts = [part for part in published.parts if part.name.startswith("part-")]
     entries = []
-    for (split, number, count, _, _), part in zip(shards, parts, strict=True):
-        path = f"shards/{split}/{number:05d}-of-{count:05d}.parquet"
+    for shard, part in zip(shards, parts, strict=True):
+        path = f"shards/{shard.split}/{shard.number:05d}-of-{shard.shards:05d}.parquet"
         storage.copy(published.uri(part.name), str(folder / path))
         ids = read_span(Span(uri=published.uri(part.name)), ["sample_id"]).column("sample_id")
         entries.append(_entry(path, part.bytes, part.sha256, ids, "shard"))
@@ -360,7 +360,7 @@ def _documents(folder: Path, run: Run, columns: pa.Table) -> list[FileEntry]:
 
 
 def statistics(columns: pa.Table, run: Run) -> dict[str, Any]:
-    """Counts that a first screen needs: decisions, verdicts, splits, attributes by decision, and the judge's summary."""
+    """Counts a first screen needs: decisions, verdicts, splits, attributes by decision, and the judge's summary."""
     decisions = columns.column("decision").to_pylist()
     attributes: dict[str, dict[str, dict[str, int]]] = {}
     for name in _attribute_names(run):

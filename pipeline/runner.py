@@ -116,7 +116,7 @@ class Runner:
 
 
 class Progress:
-    """Shows shards done, rows per second and the time left of a stage: live on a terminal, a line at the end elsewhere."""
+    """Shows shards done, rows per second and the time left: live on a terminal, one line at the end elsewhere."""
 
     def __init__(self, console: Console, stage: str, folder: str, shards: int) -> None:
         self._console = console

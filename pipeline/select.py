@@ -94,8 +94,9 @@ def shortfall(counts: Mapping[str, int], target: int) -> str:
         groups[key] = groups.get(key, 0) + count
     listed = ", ".join(f"{k}: {v}" for k, v in sorted(groups.items(), key=lambda kv: (-kv[1], kv[0]))[:12])
     return (
-        f"--target-size {target} is above what exists: {sum(counts.values())} different frames after decoding, sampling "
-        f"and removal of duplicates ({listed or 'none'}); give more input, raise probe.scan.rate_hz, or lower the target"
+        f"--target-size {target} is above what exists: {sum(counts.values())} different frames after decoding, "
+        f"sampling and removal of duplicates ({listed or 'none'}); give more input, raise probe.scan.rate_hz, or "
+        "lower the target"
     )
 
 

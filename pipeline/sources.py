@@ -23,7 +23,7 @@ _GLOB = frozenset("*?[")
 
 
 def list_sources(inputs: Sequence[str]) -> tuple[pa.Table, int]:
-    """Lists the files below the inputs: a file, a folder (read recursively), a glob, or a pattern of a Beam file system.
+    """Lists the files below the inputs: files, folders (read recursively), globs, patterns of Beam file systems.
 
     Hidden files and folders (name starts with a dot) are not inputs; they are counted.
 

@@ -23,9 +23,9 @@ import importlib.metadata
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import apache_beam as beam
 import pyarrow as pa
@@ -91,16 +91,16 @@ class Output:
     plain: Sequence[str] = ()
 
 
-class Work(Protocol):
+class Work(Hashable, Protocol):
     """A stage's work: a frozen, hashable dataclass that Beam pickles; ``open`` loads models, once per worker process.
 
     Fields whose metadata says ``identity: False`` (paths, whose content is covered by a sha256 field) do not enter the
     fingerprint.
     """
 
-    name: str
-    version: int
-    libraries: tuple[str, ...]
+    name: ClassVar[str]
+    version: ClassVar[int]
+    libraries: ClassVar[tuple[str, ...]]
 
     def open(self) -> Callable[[Task], Output]:
         """Loads what the work needs and returns the function from a task to its output."""

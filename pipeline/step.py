@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from manifests.release import canonical_json
 from manifests.shard import encode_parquet
@@ -69,8 +70,6 @@ def digest_of(value: Any) -> str:
 
 
 def _part(path: Path) -> Part:
-    import pyarrow.parquet as pq
-
     data = path.read_bytes()
     rows = pq.ParquetFile(path).metadata.num_rows if path.suffix == ".parquet" else 0
     return Part(name=path.name, rows=rows, bytes=len(data), sha256=hashlib.sha256(data).hexdigest())

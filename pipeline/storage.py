@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 from apache_beam.io.filesystem import CompressionTypes
 from apache_beam.io.filesystems import FileSystems
@@ -65,7 +65,8 @@ def open_read(uri: str) -> BinaryIO:
     try:
         if is_local(uri):
             return Path(uri).open("rb")
-        return cast("BinaryIO", FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED))
+        file: BinaryIO = FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED)
+        return file
     except Exception as error:
         raise StorageError(f"cannot read {uri}: {reason(error)}") from error
 
@@ -158,7 +159,7 @@ def copy(source: str, target: str) -> None:
 
 @contextlib.contextmanager
 def working_folder(uri: str) -> Iterator[Path]:
-    """A local folder whose files end up at ``uri``: the folder itself if local, else a temporary one, uploaded at the end.
+    """A local folder whose files end up at ``uri``: the folder itself, or a temporary one that is uploaded at the end.
 
     A local folder keeps what a killed step wrote, so that it can resume.
     """

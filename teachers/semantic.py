@@ -204,7 +204,7 @@ class _SemanticHead(nn.Module):
 class SemanticPointRend(nn.Module):
     """The network, from a normalised and padded batch to logits at stride 1.
 
-    Initialised as the original (section 2.8 of its configuration: kaiming fan-out, point predictor of 0.001) from
+    Initialised as the original (kaiming fan-out, FPN kaiming uniform, point predictor N(0, 0.001)) from
     torch's global generator; use `build` for weights that follow from a seed.
     """
 
