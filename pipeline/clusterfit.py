@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import cv2
 import numpy as np
@@ -121,7 +121,7 @@ class ClusterFitNetwork:
         self._model: Any = timm.create_model(meta["network"], num_classes=meta["classes"])
         self._model.load_state_dict(state)
         self._model.eval()
-        self.dimension: int = self._model.num_features
+        self.dimension = int(cast("int", self._model.num_features))
 
     def __call__(self, pictures: NDArray[np.uint8], batch: int = 64) -> NDArray[np.float32]:
         """(N, side, side, 3) uint8 -> (N, dimension) float32 L2-normalised features of the last feature map."""
