@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import math
 import tomllib
 import types
 import typing
@@ -91,7 +92,7 @@ def read_config(path: Path | None) -> Config:
         raw = tomllib.loads(path.read_text("utf-8"))
     except OSError as error:
         raise UsageError(f"--config {path}: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"--config {path} is not valid TOML: {error}") from error
     return build(Config, raw, str(path))
 
@@ -149,12 +150,12 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
 def _scalar(hint: Any, value: Any, where: str) -> Any:
     if hint is float and type(value) is int:
         return float(value)
-    if type(value) is not hint:
+    if type(value) is not hint or (hint is float and not math.isfinite(value)):
         raise UsageError(f"{where} must be {_WORDS.get(hint, hint.__name__)}, got {value!r}")
     return value
 
 
-_WORDS = {int: "a whole number", float: "a number", str: "a text in quotes", bool: "true or false"}
+_WORDS = {int: "a whole number", float: "a finite number", str: "a text in quotes", bool: "true or false"}
 
 
 def _tuple(hint: Any, value: Any, where: str) -> tuple[Any, ...]:

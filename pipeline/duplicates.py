@@ -60,40 +60,45 @@ def find_duplicates(
     Returns:
         (N,) index of the kept frame that each duplicates, -1 where it is kept.
     """
+    near: dict[int, list[int]] = {}
+    for a, b in _near_pairs(hashes, sources, config.distance):
+        if float(vectors[a] @ vectors[b]) >= config.cosine:
+            near.setdefault(b, []).append(a)
     of = np.full(len(ids), -1, np.int64)
-    for keys in (ids, content):
-        _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
-        original = first[inverse]
-        again = (original != np.arange(len(ids))) & (of < 0)
-        of[again] = original[again]
-    later: dict[int, list[int]] = {}
-    for a, b in _near_pairs(hashes, config.distance):
-        if sources[a] != sources[b] and float(vectors[a] @ vectors[b]) >= config.cosine:
-            later.setdefault(max(a, b), []).append(min(a, b))
-    for frame in sorted(later):
-        if of[frame] < 0:
-            kept = sorted(other for other in later[frame] if of[other] < 0)
-            of[frame] = kept[0] if kept else -1
+    first: dict[str | bytes, int] = {}  # id or content -> the kept frame that has it
+    for frame, keys in enumerate(zip(ids.tolist(), content.tolist(), strict=True)):
+        kept = [first[key] for key in keys if key in first] + [other for other in near.get(frame, ()) if of[other] < 0]
+        if kept:
+            of[frame] = min(kept)
+        else:
+            first.update(dict.fromkeys(keys, frame))
     return of
 
 
-def _near_pairs(hashes: NDArray[np.uint64], distance: int) -> Iterator[tuple[int, int]]:
-    """Pairs within a Hamming distance below 4: by the pigeonhole principle they share one of the 4 bands."""
+def _near_pairs(
+    hashes: NDArray[np.uint64], sources: NDArray[np.int64], distance: int
+) -> Iterator[tuple[int, int]]:
+    """Pairs of two sources, the earlier first, within a Hamming distance below 4.
+
+    By the pigeonhole principle they share one of the 4 bands.
+    """
     bands = hashes.view(np.uint16).reshape(-1, BANDS)
     seen: set[tuple[int, int]] = set()
     for band in range(BANDS):
         order = np.argsort(bands[:, band], kind="stable")
         edges = np.flatnonzero(np.diff(bands[order, band])) + 1
         for group in np.split(order, edges):
-            for pair in _within(group, hashes, distance):
+            for pair in _within(group, hashes, sources, distance):
                 if pair not in seen:
                     seen.add(pair)
                     yield pair
 
 
-def _within(group: NDArray[np.int64], hashes: NDArray[np.uint64], distance: int) -> Iterator[tuple[int, int]]:
+def _within(
+    group: NDArray[np.int64], hashes: NDArray[np.uint64], sources: NDArray[np.int64], distance: int
+) -> Iterator[tuple[int, int]]:
     for i, a in enumerate(group[:-1]):
         rest = group[i + 1 :]
-        close = np.bitwise_count(hashes[rest] ^ hashes[a]) <= distance
+        close = (np.bitwise_count(hashes[rest] ^ hashes[a]) <= distance) & (sources[rest] != sources[a])
         for b in rest[close]:
             yield (int(min(a, b)), int(max(a, b)))

@@ -63,6 +63,8 @@ class EmbedConfig:
         for name, least in (("side", 32), ("thumbnail_side", 32), ("batch", 1)):
             if getattr(self, name) < least:
                 raise ValueError(f"embed.{name} must be >= {least}, got {getattr(self, name)}")
+        if self.model != "descriptor" and not timm.is_model(self.model):
+            raise ValueError(f"embed.model must be 'descriptor' or a timm model, got '{self.model}'")
         if self.model != "descriptor" and self.checkpoint is None:
             raise ValueError(f"embed.model '{self.model}' needs embed.checkpoint: a local file with its weights")
 
@@ -281,7 +283,7 @@ def vectors_of(table: pa.Table, column: str = "vector") -> NDArray[np.float32]:
     """A fixed-size list column as an (N, D) float32 array."""
     array = table.column(column).combine_chunks()
     flat = array.flatten().to_numpy(zero_copy_only=False)
-    return np.asarray(flat, np.float32).reshape(len(array), -1)
+    return np.asarray(flat, np.float32).reshape(len(array), array.type.list_size)
 
 
 def _load_weights(model: Any, config: EmbedConfig, weights_sha256: str | None) -> None:

@@ -7,6 +7,7 @@ import importlib.metadata
 import os
 import re
 from collections.abc import Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import NoReturn
 
@@ -73,7 +74,7 @@ def size(text: str) -> int:
     match = _SIZE.fullmatch(text.strip())
     if not match:
         raise argparse.ArgumentTypeError(f"'{text}' is no size; write 200, 50k or 1M")
-    value = float(match[1]) * _UNITS[match[2].lower()]
+    value = Fraction(match[1]) * _UNITS[match[2].lower()]
     if value < 1 or value != int(value):
         raise argparse.ArgumentTypeError(f"'{text}' must be a whole number of frames, at least 1")
     return int(value)

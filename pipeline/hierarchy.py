@@ -112,8 +112,8 @@ def purity(clusters: NDArray[np.int64], labels: NDArray[np.int64]) -> float:
     return float(table.max(axis=1).sum() / len(clusters))
 
 
-def size_entropy(clusters: NDArray[np.int64]) -> float:
-    """Entropy of the cluster sizes over its largest possible value; 1 = all of one size, 0 = all in one."""
-    sizes = np.bincount(clusters)
+def size_entropy(clusters: NDArray[np.int64], count: int) -> float:
+    """Entropy of the sizes of ``count`` clusters over its largest value; 1 = all of one size, 0 = all in one."""
+    sizes = np.bincount(clusters, minlength=count)
     p = sizes[sizes > 0] / len(clusters)
-    return 1.0 if len(sizes) <= 1 else float(-(p * np.log(p)).sum() / math.log(len(sizes)))
+    return 1.0 if count <= 1 else float(-(p * np.log(p)).sum() / math.log(count))

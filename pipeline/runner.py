@@ -73,7 +73,8 @@ class Runner:
         Raises:
             StageError: a task failed; the message is that of the first failure. Committed tasks stay.
         """
-        folder = stage_folder(root, work, inputs)
+        cut = digest_of([[[span.start, span.stop] for span in task] for task in spans])
+        folder = stage_folder(root, work, [*inputs, cut])  # commits of another cut into tasks must not be mixed in
         done = read_manifest(folder)
         if done is not None:
             self.console.print(f"[dim]{work.name:>8}  {len(done.parts)} parts, done before[/dim]", highlight=False)

@@ -6,6 +6,7 @@ import glob
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import NoReturn
 
 import pyarrow as pa
 
@@ -70,7 +71,7 @@ def _local(given: str) -> Iterator[Path]:
     if path.is_file():
         yield path
     elif path.is_dir():
-        yield from (Path(folder) / name for folder, _, names in os.walk(path) for name in names)
+        yield from (Path(folder) / name for folder, _, names in os.walk(path, onerror=_refuse) for name in names)
     elif _GLOB & set(given):
         found = [Path(os.path.abspath(name)) for name in glob.glob(given, recursive=True)]  # noqa: PTH100, PTH207
         if not found:
@@ -81,11 +82,18 @@ def _local(given: str) -> Iterator[Path]:
         raise InputError(f"--input {given} does not exist; check the path")
 
 
+def _refuse(error: OSError) -> NoReturn:
+    raise InputError(f"cannot list the folder {error.filename}: {error.strerror}; check its permissions") from error
+
+
 def _fixed(given: str) -> int:
     """How many leading characters of the uris below an input are the user's own words (they may hold dots)."""
+    before_glob = given[: min((given.index(c) for c in _GLOB if c in given), default=len(given))]
     if not storage.is_local(given):
-        return len(given)
+        return before_glob.rfind("/") + 1
     path = os.path.abspath(given)  # noqa: PTH100
+    if before_glob != given and not Path(path).exists():
+        path = os.path.abspath(os.path.dirname(before_glob))  # noqa: PTH100, PTH120
     return len(path) if not Path(path).is_file() else len(str(Path(path).parent))
 
 

@@ -266,13 +266,14 @@ def collect(stage: str, folder: str, count: int) -> Done:
         faults.extend(record["faults"])
         for key, value in record["counts"].items():
             counts[key] = counts.get(key, 0) + value
-    parts.sort(key=lambda part: (not part.name.startswith("part-"), part.name))
+    parts.sort(key=lambda part: (not part.name.startswith("part-"), part.name.split("-")[0]))  # stable: tasks in order
     return write_manifest(stage, folder, parts, dict(sorted(counts.items())), faults)
 
 
 def failures(folder: str) -> list[str]:
     """Messages of the tasks whose last attempt failed."""
-    names = storage.list_names(storage.join(folder, "_failed"), ".json")
+    done = {commit_name(index) for index in committed(folder)}
+    names = [n for n in storage.list_names(storage.join(folder, "_failed"), ".json") if n not in done]
     return [json.loads(storage.read_bytes(storage.join(folder, "_failed", n)))["message"] for n in names]
 
 

@@ -53,7 +53,7 @@ def is_local(uri: str) -> bool:
 
 def join(root: str, *parts: str) -> str:
     """The uri of something below a folder."""
-    return "/".join((root.rstrip("/") or "/", *parts)) if is_local(root) else str(FileSystems.join(root, *parts))
+    return "/".join((root.rstrip("/"), *parts)) if is_local(root) else str(FileSystems.join(root, *parts))
 
 
 def open_read(uri: str) -> BinaryIO:
@@ -64,6 +64,8 @@ def open_read(uri: str) -> BinaryIO:
     """
     try:
         if is_local(uri):
+            if Path(uri).exists() and not Path(uri).is_file():
+                raise OSError(errno.EINVAL, "it is no regular file")  # a pipe would be waited for without end
             return Path(uri).open("rb")
         file: BinaryIO = FileSystems.open(uri, compression_type=CompressionTypes.UNCOMPRESSED)
         return file
@@ -124,7 +126,7 @@ def write_bytes(uri: str, data: bytes | memoryview) -> None:
         _write_object(uri, data)
         return
     path = Path(uri)
-    temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:12]}.tmp")
+    temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("wb") as file:
@@ -144,10 +146,10 @@ def copy(source: str, target: str) -> None:
     """Copies a file; a hard link where both are local and on one disk."""
     if is_local(source) and is_local(target):
         path = Path(target)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name[:100]}.{uuid.uuid4().hex[:12]}.tmp")
+        make_folder(str(path.parent))
+        temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
         try:
-            os.link(source, temporary)
+            os.link(Path(source).resolve(), temporary)
             temporary.replace(path)
             return
         except OSError:
