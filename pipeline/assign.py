@@ -170,7 +170,11 @@ def cluster(
     facts = {
         "frames": n,
         "first": {"clusters": first_k, "size_entropy": size_entropy(first, first_k)},
-        "second": {"clusters": len(tree.cells), "groups": len(tree.groups), "size_entropy": size_entropy(second, len(tree.cells))},
+        "second": {
+            "clusters": len(tree.cells),
+            "groups": len(tree.groups),
+            "size_entropy": size_entropy(second, len(tree.cells)),
+        },
         "purity_of_second_in_first": purity(second, first.astype(np.int64)),
     }
     storage.write_bytes(str(folder / "report.json"), json.dumps(facts, indent=1, sort_keys=True).encode())

@@ -86,12 +86,15 @@ def read_given(uri: str, sources: Sequence[str]) -> Given:
     ``source`` may be the uri of a source or any tail of its path that names one source only.
 
     Raises:
-        InputError: no such file, no ``source`` column, a name that collides with a computed attribute, a source listed
-            twice with different values, an ambiguous source, or no row that matches any source.
+        InputError: no table, no ``source`` column, a column that stands twice or whose name is no identifier, a source
+            listed twice with different values, an ambiguous source, or no row that matches any source.
     """
     table = _read_table(uri)
     if "source" not in table.column_names:
         raise InputError(f"{uri} needs a column 'source'; it has {', '.join(table.column_names) or 'none'}")
+    twice = sorted({n for n in table.column_names if table.column_names.count(n) > 1})
+    if twice:
+        raise InputError(f"{uri} has more than one column {twice[0]!r}; remove or rename one")
     names = tuple(sorted(n for n in table.column_names if n != "source"))
     _check_names(uri, names)
     columns = {name: [_clean(v) for v in table.column(name).to_pylist()] for name in names}
@@ -117,13 +120,13 @@ def _read_table(uri: str) -> pa.Table:
     try:
         if data[:4] == b"PAR1":
             return pq.read_table(io.BytesIO(data), page_checksum_verification=True)
-        rows = list(csv.DictReader(io.StringIO(data.decode("utf-8-sig")), strict=True))
-    except (ValueError, csv.Error, pa.ArrowException) as error:
+        reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")), strict=True)
+        rows, names = list(reader), list(reader.fieldnames or ())
+    except (ValueError, OSError, csv.Error, pa.ArrowException) as error:
         raise InputError(f"{uri} is neither CSV (UTF-8) nor Parquet: {error}") from error
     if any(None in row for row in rows):
         raise InputError(f"{uri}: a row has more fields than the header")
-    names = list(rows[0]) if rows else []
-    return pa.table({name: pa.array([row[name] for row in rows], pa.string()) for name in names})
+    return pa.table([pa.array([row[name] for row in rows], pa.string()) for name in names], names=names)
 
 
 def _check_names(uri: str, names: Sequence[str]) -> None:

@@ -193,10 +193,13 @@ def _normalise(x: Tensor) -> Tensor:
 def _restore(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> int:
     if not path.exists():
         return 0
-    state: dict[str, Any] = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimiser.load_state_dict(state["optimiser"])
-    return int(state["step"])
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimiser.load_state_dict(state["optimiser"])
+        return int(state["step"])
+    except Exception as error:  # torch raises what it likes on a damaged file
+        raise StageError(f"{path} is damaged ({type(error).__name__}); remove it and run again") from error
 
 
 def _save_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:

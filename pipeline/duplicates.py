@@ -75,9 +75,7 @@ def find_duplicates(
     return of
 
 
-def _near_pairs(
-    hashes: NDArray[np.uint64], sources: NDArray[np.int64], distance: int
-) -> Iterator[tuple[int, int]]:
+def _near_pairs(hashes: NDArray[np.uint64], sources: NDArray[np.int64], distance: int) -> Iterator[tuple[int, int]]:
     """Pairs of two sources, the earlier first, within a Hamming distance below 4.
 
     By the pigeonhole principle they share one of the 4 bands.

@@ -35,6 +35,7 @@ from pipeline.stage import (
     read_manifest,
     stage_folder,
 )
+from pipeline.step import digest_of
 
 RUNNERS = {
     "direct": "FnApiRunner",  # by name: "DirectRunner" would first try to fetch a runner written in Go

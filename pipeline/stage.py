@@ -278,13 +278,21 @@ def failures(folder: str) -> list[str]:
 
 
 def read_span(span: Span, columns: Sequence[str] | None = None) -> pa.Table:
-    """The rows of a span, reading only the row groups it touches."""
+    """The rows of a span, reading only the row groups it touches; none where it lies behind the end.
+
+    Raises:
+        StageError: the file is damaged.
+    """
     with storage.open_read(span.uri) as file:
-        parquet = pq.ParquetFile(file, page_checksum_verification=True)
-        stop = parquet.metadata.num_rows if span.stop is None else min(span.stop, parquet.metadata.num_rows)
-        groups, first = _groups(parquet.metadata, span.start, stop)
-        table = parquet.read_row_groups(groups, columns=list(columns) if columns is not None else None)
-        return table.slice(span.start - first, stop - span.start)
+        try:
+            parquet = pq.ParquetFile(file, page_checksum_verification=True)
+            stop = parquet.metadata.num_rows if span.stop is None else min(span.stop, parquet.metadata.num_rows)
+            groups, first = _groups(parquet.metadata, span.start, stop)
+            table = parquet.read_row_groups(groups, columns=list(columns) if columns is not None else None)
+        except (OSError, pa.ArrowException) as error:
+            folder = span.uri.rsplit("/", 1)[0]
+            raise StageError(f"{span.uri} is damaged ({error}); remove the folder {folder} and run again") from error
+        return table.slice(span.start - first, max(0, stop - span.start))
 
 
 def iter_tables(uris: Sequence[str], columns: Sequence[str] | None = None) -> Iterator[pa.Table]:

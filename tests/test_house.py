@@ -1,4 +1,4 @@
-"""Promises of the whole house: one place for all packages, pages that are up to date, commands that are in the README."""
+"""Promises of the whole house: one place for all packages, pages that are up to date, commands that work."""
 
 from __future__ import annotations
 
