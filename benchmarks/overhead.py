@@ -3,7 +3,7 @@
 Usage: python -m benchmarks.overhead [--teacher FILE] [--frames N] [--rounds R]
 
 Reads ``$CURATE_SHARED/data/clips`` and ``unlabelled``. Both sides run in turns, one thread each, in one process, after
-one warm-up; the ratio of the smallest CPU times is printed. The plain loop decodes, hashes, describes, embeds and labels
+one warm-up; the ratio of the smallest CPU times is printed. The plain loop decodes, hashes, describes, embeds, labels
 with the same functions, in the same number of decoding passes, and writes nothing.
 """
 

@@ -119,7 +119,7 @@ def _read_table(uri: str) -> pa.Table:
         raise InputError(f"{uri} has {len(data)} bytes; the limit is {_MAX_FILE_BYTES}")
     try:
         if data[:4] == b"PAR1":
-            return pq.read_table(io.BytesIO(data), page_checksum_verification=True)
+            return pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True).read()
         reader = csv.DictReader(io.StringIO(data.decode("utf-8-sig")), strict=True)
         rows, names = list(reader), list(reader.fieldnames or ())
     except (ValueError, OSError, csv.Error, pa.ArrowException) as error:

@@ -36,7 +36,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CurateError as error:
         console.print(f"[bold red]curate: error:[/] {_plain(error)}", highlight=False)
         return error.exit_code
-    except Exception as error:
+    except OSError as error:
+        console.print(f"curate: error: {error}; check the path and the disk", markup=False, highlight=False)
+        console.print("what was committed is kept, the same command goes on from there")
+        return 1
+    except Exception as error:  # the last line of defence: a defect of ours
         if os.environ.get("CURATE_DEBUG"):
             raise
         console.print(f"curate: this is a defect: {type(error).__name__}: {error}", markup=False, highlight=False)

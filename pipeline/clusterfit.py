@@ -6,6 +6,7 @@ trained from scratch on thumbnails, so it keeps what the clusters have in common
 
 from __future__ import annotations
 
+import io
 import json
 import time
 from collections.abc import Callable, Sequence
@@ -19,9 +20,10 @@ import timm
 import torch
 from numpy.typing import NDArray
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 
+from pipeline import storage
 from pipeline.embed import decode_jpeg
 from pipeline.errors import StageError
 
@@ -203,14 +205,12 @@ def _restore(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer) -> 
 
 
 def _save_state(path: Path, model: nn.Module, optimiser: torch.optim.Optimizer, step: int) -> None:
-    temporary = path.with_suffix(".tmp")
-    torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, temporary)
-    temporary.replace(path)
+    buffer = io.BytesIO()
+    torch.save({"model": model.state_dict(), "optimiser": optimiser.state_dict(), "step": step}, buffer)
+    storage.write_bytes(str(path), buffer.getbuffer())
 
 
 def _save_weights(path: Path, model: nn.Module, config: ClusterFitConfig, classes: int) -> None:
     meta = {"network": config.network, "side": config.side, "classes": classes}
-    temporary = path.with_suffix(".tmp")
     state = {key: value.contiguous() for key, value in model.state_dict().items()}
-    save_file(state, temporary, metadata={"clusterfit": json.dumps(meta, sort_keys=True)})
-    temporary.replace(path)
+    storage.write_bytes(str(path), save(state, metadata={"clusterfit": json.dumps(meta, sort_keys=True)}))

@@ -26,6 +26,7 @@ from pipeline.assign import (
     Select,
     Weights,
     balanced_attributes,
+    cell_counts,
     choose,
     cluster,
     dedupe,
@@ -45,6 +46,7 @@ from pipeline.plan import Plan, measure, sample_sources, with_gpu
 from pipeline.probe import Probe, probe_spans
 from pipeline.publish import Publish, Shard, publish_plan, publish_spans
 from pipeline.release import Run, count_items, release_fingerprint, write
+from pipeline.select import shortfall
 from pipeline.sources import list_sources
 from pipeline.stage import Done, Span, Work, identity, iter_tables, read_span
 from pipeline.step import digest_of, write_json, write_tables
@@ -64,13 +66,14 @@ def curate(job: Job) -> Result:
     if not storage.is_local(job.output):
         raise InputError(f"--output {job.output}: the release is written to a local folder; give one and copy it after")
     storage.check_writable(job.output)
-    labelled = labelled_digest(job.labelled)
-    _check_teacher(job)
-    taken = _take(job)
-    judged = _label(job, taken, labelled)
-    judged |= _judge(job, taken["chosen"], judged)
-    judged |= _publish(job, taken["chosen"], judged)
-    return _release(job, {**taken, **judged}, labelled, started)
+    with storage.lock(job.output):
+        labelled = labelled_digest(job.labelled)
+        _check_teacher(job)
+        taken = _take(job)
+        judged = _label(job, taken, labelled)
+        judged |= _judge(job, taken["chosen"], judged)
+        judged |= _publish(job, taken["chosen"], judged)
+        return _release(job, {**taken, **judged}, labelled, started)
 
 
 def estimate(job: Job) -> Plan:
@@ -186,6 +189,11 @@ def _take(job: Job) -> dict[str, Done]:
 
 
 def _choose(job: Job, assign: Done) -> dict[str, Done]:
+    counts = cell_counts(assign)
+    if job.target > sum(counts.values()):
+        listed = storage.join(job.output, "cells.json")
+        storage.write_bytes(listed, json.dumps(counts, indent=1, sort_keys=True, ensure_ascii=False).encode())
+        raise InputError(f"{shortfall(counts, job.target)}; frames per cell are listed in {listed}")
     planned = job.step(
         "plan",
         [identity(job.config.select), job.target],

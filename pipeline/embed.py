@@ -25,7 +25,7 @@ from pipeline.errors import InputError, StageError
 from pipeline.frames import ScanConfig, content_sha256, fetch
 from pipeline.probe import opener
 from pipeline.stage import Output, Task, not_identity, read_span
-from teachers.checkpoint import load_state, sha256_file
+from teachers.checkpoint import CheckpointError, load_state, sha256_file
 
 DESCRIPTOR_DIMENSION = 336
 
@@ -290,7 +290,11 @@ def _load_weights(model: Any, config: EmbedConfig, weights_sha256: str | None) -
     path = Path(str(config.checkpoint))
     if weights_sha256 is not None and sha256_file(path) != weights_sha256:
         raise InputError(f"{path} has changed since the run was planned; its sha256 is no longer {weights_sha256}")
-    state = {k: v for k, v in load_state(path).items() if not k.startswith(("fc.", "classifier.", "head.fc."))}
+    try:
+        loaded = load_state(path)
+    except CheckpointError as error:
+        raise InputError(f"embed.checkpoint {path}: {error}") from error
+    state = {k: v for k, v in loaded.items() if not k.startswith(("fc.", "classifier.", "head.fc."))}
     wanted = model.state_dict()
     missing = sorted(set(wanted) - set(state))
     surplus = sorted(set(state) - set(wanted))

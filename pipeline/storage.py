@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -29,6 +30,7 @@ _REMEDY = {
     errno.EROFS: "the file system is read-only; choose another --output",
     errno.EPERM: "check the permissions",
     errno.ENOTDIR: "a part of the path is a file; choose another path",
+    errno.EEXIST: "a part of the path is a file, or a link that leads nowhere; choose another path",
     errno.ELOOP: "a symbolic link points to itself; choose another path",
 }
 
@@ -220,6 +222,25 @@ def check_writable(folder: str) -> None:
         Path(probe).unlink(missing_ok=True)
     else:
         FileSystems.delete([probe])
+
+
+@contextlib.contextmanager
+def lock(folder: str) -> Iterator[None]:
+    """Holds a local folder for one run; the lock ends with the process, however that ends.
+
+    Raises:
+        StorageError: another run holds it.
+    """
+    if not is_local(folder):
+        yield
+        return
+    path = Path(folder) / ".lock"
+    with path.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise StorageError(f"another run is using {folder}; wait for it, or choose another --output") from error
+        yield
 
 
 def sweep(folder: str) -> None:

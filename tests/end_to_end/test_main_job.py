@@ -18,6 +18,7 @@ import pytest
 from manifests.release import read_release
 from manifests.verify import verify_release
 from pipeline.cli import main
+from pipeline.storage import lock
 from pipeline.world import read_truth
 from tests.end_to_end.conftest import TARGET, arguments, contents
 
@@ -133,6 +134,8 @@ def test_target_above_what_exists_fails_and_keeps_what_was_done(
     said = capsys.readouterr().err
     assert "--target-size 100000 is above what exists" in said
     assert "group 0:" in said
+    cells = json.loads((tmp_path / "other" / "cells.json").read_text())
+    assert f"{sum(cells.values())} different frames" in said
     assert list((tmp_path / "other" / "stages" / "assign").glob("*/_MANIFEST.json"))
 
 
@@ -196,3 +199,12 @@ def test_plan_prints_costs_and_writes_nothing(
     said = capsys.readouterr().out
     assert all(word in said for word in ("probe", "embed", "publish", "CPU hours"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_second_run_on_one_output_is_refused_while_the_first_runs(
+    world: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "out").mkdir()
+    with lock(str(tmp_path / "out")):
+        assert main(arguments(world, config, tmp_path / "out")) == 1
+    assert "another run is using" in capsys.readouterr().err
