@@ -28,7 +28,7 @@ from pipeline.threads import one_thread  # noqa: E402
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 1 failed, 2 wrong usage."""
-    console = Console(stderr=True, soft_wrap=True)
+    console = Console(file=sys.stderr, soft_wrap=True)
     try:
         values = flags.parse(sys.argv[1:] if argv is None else argv)
         one_thread()

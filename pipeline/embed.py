@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, cast
+from typing import Any, ClassVar, Protocol
 
 import cv2
 import numpy as np
@@ -232,7 +232,8 @@ class TimmEmbedder:
         data = resolve_model_data_config(self._model)  # type: ignore[no-untyped-call]
         self._mean = torch.tensor(data["mean"]).view(1, 3, 1, 1)
         self._std = torch.tensor(data["std"]).view(1, 3, 1, 1)
-        self.dimension = int(cast("int", self._model.num_features))
+        with torch.inference_mode():  # some backbones have a layer behind their ``num_features``
+            self.dimension = int(self._model(torch.zeros(1, 3, self._side, self._side)).flatten(1).shape[1])
 
     def __call__(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """See ``Embedder``."""
@@ -293,7 +294,7 @@ def _load_weights(model: Any, config: EmbedConfig, weights_sha256: str | None) -
     try:
         loaded = load_state(path)
     except CheckpointError as error:
-        raise InputError(f"embed.checkpoint {path}: {error}") from error
+        raise InputError(f"embed.checkpoint {error}") from error
     state = {k: v for k, v in loaded.items() if not k.startswith(("fc.", "classifier.", "head.fc."))}
     wanted = model.state_dict()
     missing = sorted(set(wanted) - set(state))

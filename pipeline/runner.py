@@ -7,10 +7,12 @@ after retries and are not there at all on some runners.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import logging
 import os
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator, Sequence
@@ -60,7 +62,7 @@ class Runner:
     name: str = "direct"
     workers: int = 1
     flags: tuple[str, ...] = ()
-    console: Console = field(default_factory=lambda: Console(stderr=True))
+    console: Console = field(default_factory=lambda: Console(file=sys.stderr))
 
     def run(self, root: str, work: Work, spans: Sequence[tuple[Span, ...]], inputs: Sequence[str]) -> Done:
         """Runs a stage, or what is left of it, or nothing if it is done.
@@ -191,7 +193,10 @@ def last_line(text: str) -> str:
 
 @contextlib.contextmanager
 def quiet_beam() -> Iterator[None]:
-    """Keeps Beam's log, with its tracebacks, off the terminal unless CURATE_DEBUG is set."""
+    """Keeps Beam's log, and the tracebacks its workers print, off the terminal unless CURATE_DEBUG is set.
+
+    A console that shows progress must hold the stream itself, since the name ``sys.stderr`` points elsewhere meanwhile.
+    """
     if os.environ.get("CURATE_DEBUG"):
         yield
         return
@@ -200,6 +205,7 @@ def quiet_beam() -> Iterator[None]:
     before = root.level
     root.setLevel(logging.CRITICAL)
     try:
-        yield
+        with contextlib.redirect_stderr(io.StringIO()):
+            yield
     finally:
         root.setLevel(before)

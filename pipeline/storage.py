@@ -166,10 +166,16 @@ def working_folder(uri: str) -> Iterator[Path]:
     """A local folder whose files end up at ``uri``: the folder itself, or a temporary one that is uploaded at the end.
 
     A local folder keeps what a killed step wrote, so that it can resume.
+
+    Raises:
+        StorageError: what the block does in the folder fails for want of space or rights.
     """
     if is_local(uri):
         make_folder(uri)
-        yield Path(uri)
+        try:
+            yield Path(uri)
+        except OSError as error:
+            raise _failure(uri, error) from error
         return
     with tempfile.TemporaryDirectory() as folder:
         yield Path(folder)

@@ -77,7 +77,10 @@ def test_an_aspect_belongs_to_the_nearest_on_a_ratio_scale() -> None:
     between = np.sqrt(16 / 9 * 4 / 3)
     for width in range(700, 1000):
         expected = "landscape_16_9" if width / 512 > between else "landscape_4_3"
-        assert computed_attributes(gray(9, 512, width), None)["aspect_ratio"] == expected or abs(width / 512 - between) < 2e-3
+        assert (
+            computed_attributes(gray(9, 512, width), None)["aspect_ratio"] == expected
+            or abs(width / 512 - between) < 2e-3
+        )
 
 
 @pytest.mark.parametrize(("side", "level"), [(1000, "plain"), (60, "moderate"), (20, "cluttered")])
@@ -87,7 +90,15 @@ def test_the_background_is_as_complex_as_it_has_edges(side: int, level: str) -> 
 
 @pytest.mark.parametrize(
     ("motion", "level"),
-    [(0.0, "still"), (0.0039, "still"), (0.004, "slow"), (0.02, "moderate"), (0.035, "fast"), (1.0, "fast"), (None, None)],
+    [
+        (0.0, "still"),
+        (0.0039, "still"),
+        (0.004, "slow"),
+        (0.02, "moderate"),
+        (0.035, "fast"),
+        (1.0, "fast"),
+        (None, None),
+    ],
 )
 def test_motion_is_unknown_for_stills_and_a_class_otherwise(motion: float | None, level: str | None) -> None:
     assert computed_attributes(texture(1), motion)["frame_motion"] == level
@@ -172,7 +183,11 @@ def test_the_same_said_twice_is_no_contradiction(tmp_path: Path, write: Any) -> 
 @pytest.mark.parametrize(
     ("rows", "names", "message"),
     [
-        ([{"source": "two.mp4", "x": "1"}], ["source", "x"], "row 1: source 'two.mp4' fits 2 inputs; write more of its path"),
+        (
+            [{"source": "two.mp4", "x": "1"}],
+            ["source", "x"],
+            "row 1: source 'two.mp4' fits 2 inputs; write more of its path",
+        ),
         (
             [{"source": "one.mp4", "x": "1"}, {"source": "a/one.mp4", "x": "2"}],
             ["source", "x"],
@@ -199,7 +214,9 @@ def test_a_table_that_cannot_be_meant_is_refused(
 
 def test_a_column_that_stands_twice_is_refused(tmp_path: Path) -> None:
     (tmp_path / "g.csv").write_text("source,x,x\none.mp4,1,2\n")
-    pq.write_table(pa.table([pa.array(["one.mp4"])] + [pa.array(["1"])] * 2, names=["source", "x", "x"]), tmp_path / "g")
+    pq.write_table(
+        pa.table([pa.array(["one.mp4"])] + [pa.array(["1"])] * 2, names=["source", "x", "x"]), tmp_path / "g"
+    )
     for name in ("g.csv", "g"):
         with pytest.raises(InputError, match="more than one column 'x'"):
             read_given(str(tmp_path / name), SOURCES)

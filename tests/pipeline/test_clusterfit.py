@@ -150,7 +150,8 @@ def test_no_pictures_have_no_features(network: ClusterFitNetwork) -> None:
 def test_thumbnails_become_squares() -> None:
     shapes = [(40, 64), (64, 40), (32, 32), (8, 128)]
     found = squares([encode_jpeg(texture(i, *shape), 95) for i, shape in enumerate(shapes)], 32)
-    assert (found.shape, found.dtype) == ((4, 32, 32, 3), np.uint8)
+    assert found.shape == (4, 32, 32, 3)
+    assert found.dtype == np.uint8
     assert np.abs(found[2].astype(int) - texture(2, 32, 32)).mean() < 6
     assert squares([], 32).shape == (0, 32, 32, 3)
     with pytest.raises(StageError, match="thumbnail does not decode"):

@@ -141,7 +141,10 @@ def test_a_value_of_the_wrong_type_is_refused(tmp_path: Path, text: str, message
         ("[probe.scan.limits]\nmin_side = 0", "limits.min_side must be >= 1, got 0"),
         ("[embed]\nside = 31", "embed.side must be >= 32, got 31"),
         ("[embed]\nmodel = 'resnet50'", "embed.model 'resnet50' needs embed.checkpoint"),
-        ("[embed]\nmodel = 'resnot50'\ncheckpoint = 'x'", "embed.model must be 'descriptor' or a timm model, got 'resnot50'"),
+        (
+            "[embed]\nmodel = 'resnot50'\ncheckpoint = 'x'",
+            "embed.model must be 'descriptor' or a timm model, got 'resnot50'",
+        ),
         ("[cluster]\nsample = 0", "cluster.sample must be >= 1, got 0"),
         ("[cluster.fit]\nbatch = 1", "cluster.fit.batch must be >= 2, got 1"),
         ("[cluster.fit]\nlr = -0.1", "cluster.fit.lr must be > 0, got -0.1"),

@@ -14,7 +14,12 @@ CONFIG = DuplicateConfig()
 
 
 def oracle(
-    ids: list[str], content: list[str], sources: list[int], hashes: list[int], vectors: NDArray[np.float32], config: DuplicateConfig
+    ids: list[str],
+    content: list[str],
+    sources: list[int],
+    hashes: list[int],
+    vectors: NDArray[np.float32],
+    config: DuplicateConfig,
 ) -> list[int]:
     of: list[int] = []
     for b in range(len(ids)):
@@ -37,7 +42,12 @@ def oracle(
 
 
 def found(
-    ids: list[str], content: list[str], sources: list[int], hashes: list[int], vectors: NDArray[np.float32], config: DuplicateConfig
+    ids: list[str],
+    content: list[str],
+    sources: list[int],
+    hashes: list[int],
+    vectors: NDArray[np.float32],
+    config: DuplicateConfig,
 ) -> list[int]:
     result = find_duplicates(
         np.array(ids, np.str_),
@@ -131,5 +141,5 @@ def test_a_distance_that_bands_cannot_find_is_refused(distance: int) -> None:
 
 @pytest.mark.parametrize("cosine", [-0.1, 1.1, float("nan")])
 def test_a_cosine_is_a_share(cosine: float) -> None:
-    with pytest.raises(ValueError, match="duplicates.cosine must be in"):
+    with pytest.raises(ValueError, match=r"duplicates\.cosine must be in"):
         DuplicateConfig(cosine=cosine)

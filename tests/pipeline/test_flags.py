@@ -45,7 +45,9 @@ def test_every_whole_number_can_be_written_in_every_unit(frames: int) -> None:
     assert size(f"{frames // 10**6}.{frames % 10**6:06d}M") == frames
 
 
-@pytest.mark.parametrize("text", ["", "k", "-1", "+1", "1e6", "1kk", "1 k", "1G", "0x10", "1,000", "nan", "inf", ".5M", "1.k"])
+@pytest.mark.parametrize(
+    "text", ["", "k", "-1", "+1", "1e6", "1kk", "1 k", "1G", "0x10", "1,000", "nan", "inf", ".5M", "1.k"]
+)
 def test_what_is_no_size_is_refused(text: str) -> None:
     with pytest.raises(argparse.ArgumentTypeError, match="is no size; write 200, 50k or 1M"):
         size(text)

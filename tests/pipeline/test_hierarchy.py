@@ -13,7 +13,9 @@ from pipeline.hierarchy import Tree, cluster_count, fit_kmeans, fit_tree, purity
 Vectors = NDArray[np.float32]
 
 
-def blobs(seed: int, centres: int, each: int, dimension: int = 8, spread: float = 0.05) -> tuple[Vectors, NDArray[np.int64]]:
+def blobs(
+    seed: int, centres: int, each: int, dimension: int = 8, spread: float = 0.05
+) -> tuple[Vectors, NDArray[np.int64]]:
     """Unit vectors around a few random directions, shuffled, with the number of each one's blob."""
     rng = np.random.default_rng(seed)
     middle = unit_rows(rng.normal(size=(centres, dimension)).astype(np.float32))
@@ -85,7 +87,9 @@ def test_assignment_is_the_nearest_cell_and_its_group(seed: int, count: int, dat
     vectors, _ = blobs(seed, count, 2, spread=0.3)
     tree = fit_tree(vectors, cells=data.draw(st.integers(1, count)), seed=seed)
     paths, distances = tree.assign(vectors)
-    assert (paths.shape, paths.dtype, distances.dtype) == ((2 * count, 2), np.int32, np.float32)
+    assert paths.shape == (2 * count, 2)
+    assert paths.dtype == np.int32
+    assert distances.dtype == np.float32
     assert ((distances >= 0) & (distances <= 2)).all()
     assert set(range(len(tree.groups))) == set(tree.parents.tolist())
     for vector, (group, cell), distance in zip(vectors, paths, distances, strict=True):
@@ -98,7 +102,9 @@ def test_assignment_is_the_nearest_cell_and_its_group(seed: int, count: int, dat
 
 
 def test_nothing_to_assign_gives_nothing() -> None:
-    tree = Tree(cells=np.eye(3, dtype=np.float32), parents=np.zeros(3, np.int32), groups=np.eye(3, dtype=np.float32)[:1])
+    tree = Tree(
+        cells=np.eye(3, dtype=np.float32), parents=np.zeros(3, np.int32), groups=np.eye(3, dtype=np.float32)[:1]
+    )
     paths, distances = tree.assign(np.zeros((0, 3), np.float32))
     assert (paths.shape, distances.shape) == ((0, 2), (0,))
 
@@ -153,4 +159,4 @@ def test_entropy_is_one_for_equal_sizes_and_zero_for_all_in_one() -> None:
 
 def test_unit_rows_leave_zero_rows_zero() -> None:
     rows = unit_rows(np.array([[3, 4], [0, 0]], np.float32))
-    np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0]], atol=1e-6)
+    assert rows.tolist() == [pytest.approx([0.6, 0.8]), [0, 0]]

@@ -2,7 +2,7 @@
 
 import io
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -60,7 +60,7 @@ class Place:
         workers: int = 1,
         fail: tuple[int, ...] = (),
         opens: bool = True,
-        spans: list[tuple[Span, ...]] = SPANS,
+        spans: Sequence[tuple[Span, ...]] = SPANS,
     ) -> Done:
         runner = Runner(name=name, workers=workers, flags=flags, console=Console(file=self.shown, width=200))
         return runner.run(str(self.root), Squares(log=str(self.log), fail=fail, opens=opens), spans, ["input"])
@@ -207,7 +207,12 @@ Traceback (most recent call last):
     [
         ("pipeline.errors.InputError: the labels are odd", "the labels are odd"),
         ("ValueError: odd", "ValueError: odd"),
-        (TRACEBACK.format(last="ValueError: first", then="pipeline.errors.StageError: second [while running 'Run x']"), "second"),
+        (
+            TRACEBACK.format(
+                last="ValueError: first", then="pipeline.errors.StageError: second [while running 'Run x']"
+            ),
+            "second",
+        ),
         ("  pyarrow.lib.ArrowInvalid: bad magic [while running 'Run x']\n", "pyarrow.lib.ArrowInvalid: bad magic"),
         ("KeyboardInterrupt", "KeyboardInterrupt"),
         ("only words", "only words"),

@@ -118,7 +118,9 @@ def test_target_zero_takes_nothing(counts: dict[str, int]) -> None:
 
 def test_a_target_above_what_exists_says_what_each_group_holds() -> None:
     counts = {cell_name((0, 0), ("a",)): 3, cell_name((0, 1), ("a",)): 4, cell_name((1, 2), ("b",)): 1}
-    with pytest.raises(InputError, match=r"--target-size 9 is above .* 8 different frames .*\(group 0: 7, group 1: 1\)"):
+    with pytest.raises(
+        InputError, match=r"--target-size 9 is above .* 8 different frames .*\(group 0: 7, group 1: 1\)"
+    ):
         quotas(counts, 9, CONFIG)
     with pytest.raises(InputError, match=r"\(none\)"):
         quotas({}, 1, CONFIG)
@@ -129,7 +131,7 @@ def test_a_target_above_what_exists_says_what_each_group_holds() -> None:
 @pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
 def test_impossible_weights_are_refused(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=f"select.{name} must be finite and >= 0"):
-        SelectConfig(**{name: value})
+        SelectConfig(**{name: value})  # type: ignore[arg-type]
 
 
 def test_some_weight_must_be_left() -> None:

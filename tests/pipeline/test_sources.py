@@ -43,7 +43,16 @@ def test_a_folder_is_read_to_its_depth_with_sizes_and_times(tmp_path: Path) -> N
 def test_a_file_given_in_many_ways_is_listed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, "a/x.jpg")
     monkeypatch.chdir(tmp_path)
-    ways = ["a/x.jpg", "./a/../a/x.jpg", str(tmp_path / "a"), "a/", "*", "a/*.jpg", "**/*.jpg", tmp_path / "a" / "x.jpg"]
+    ways: list[Path | str] = [
+        "a/x.jpg",
+        "./a/../a/x.jpg",
+        str(tmp_path / "a"),
+        "a/",
+        "*",
+        "a/*.jpg",
+        "**/*.jpg",
+        tmp_path / "a" / "x.jpg",
+    ]
     assert listed(*ways) == ([str(tmp_path / "a" / "x.jpg")], 0)
     for way in ways:
         assert listed(way) == ([str(tmp_path / "a" / "x.jpg")], 0)

@@ -89,7 +89,11 @@ def stage(folder: Path, order: Sequence[int] = (0, 1, 2)) -> Done:
 
 def test_the_fingerprint_changes_with_all_that_changes_bytes(monkeypatch: pytest.MonkeyPatch) -> None:
     def name(
-        stage: str = "s", version: int = 1, config: Any = None, inputs: Sequence[str] = ("x", "y"), libraries: Sequence[str] = ("numpy",)
+        stage: str = "s",
+        version: int = 1,
+        config: Any = None,
+        inputs: Sequence[str] = ("x", "y"),
+        libraries: Sequence[str] = ("numpy",),
     ) -> str:
         return fingerprint(stage, version, config or Example(), inputs, libraries)
 
@@ -114,7 +118,11 @@ def test_the_fingerprint_changes_with_all_that_changes_bytes(monkeypatch: pytest
 
 
 def test_a_field_of_no_identity_changes_no_fingerprint() -> None:
-    assert identity(Example(uri="/there")) == identity(Example()) == {"inner": {"rate": 1.0, "names": ["a", "b"]}, "sha256": "0"}
+    assert (
+        identity(Example(uri="/there"))
+        == identity(Example())
+        == {"inner": {"rate": 1.0, "names": ["a", "b"]}, "sha256": "0"}
+    )
     assert identity({"deep": [Example(uri="/there")]}) == identity({"deep": (Example(),)})
     assert stage_folder("/r", Example(uri="/there"), ["x"]) == stage_folder("/r", Example(), ["x"])
     assert stage_folder("/r", Example(), ["x"]).startswith("/r/example/")
@@ -133,7 +141,9 @@ def test_a_task_done_twice_gives_the_same_bytes(tmp_path: Path) -> None:
     run_task(make, task_of(tmp_path, 1))
     after = files(tmp_path)
     assert sorted(before) == ["_commits/00001.json", "part-00001-of-00003.parquet", "rows-00001-of-00003.parquet"]
-    assert {n: b for n, b in before.items() if "_commits" not in n} == {n: b for n, b in after.items() if "_commits" not in n}
+    assert {n: b for n, b in before.items() if "_commits" not in n} == {
+        n: b for n, b in after.items() if "_commits" not in n
+    }
     records = [json.loads(content["_commits/00001.json"]) | {"seconds": 0} for content in (before, after)]
     assert records[0] == records[1]
 
@@ -263,7 +273,16 @@ def test_parts_stay_in_task_order_beyond_five_digits(monkeypatch: pytest.MonkeyP
     assert [p.name for p in done.parts] == [task_of("/s", index, count).name() for index in range(count)]
 
 
-WRONG = [b"", b"{", b"[]", b"null", b"{}", b'{"stage": 1}', b"\xff", b'{"stage":"s","parts":[{}],"counts":{},"faults":[],"digest":""}']
+WRONG = [
+    b"",
+    b"{",
+    b"[]",
+    b"null",
+    b"{}",
+    b'{"stage": 1}',
+    b"\xff",
+    b'{"stage":"s","parts":[{}],"counts":{},"faults":[],"digest":""}',
+]
 
 
 @pytest.mark.parametrize("content", WRONG)
@@ -292,7 +311,9 @@ def test_a_span_reads_what_slicing_gives(
     tmp_path_factory: pytest.TempPathFactory, rows: int, group: int, start: int, stop: int | None
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "span.parquet"
-    table = pa.table({"a": pa.array(range(rows), pa.int64()), "b": pa.array([str(i) for i in range(rows)], pa.string())})
+    table = pa.table(
+        {"a": pa.array(range(rows), pa.int64()), "b": pa.array([str(i) for i in range(rows)], pa.string())}
+    )
     pq.write_table(table, path, row_group_size=group)
     read = read_span(Span(uri=str(path), start=start, stop=stop))
     assert read.schema.equals(table.schema)
@@ -310,7 +331,9 @@ def test_a_damaged_part_is_named_with_its_remedy(tmp_path: Path) -> None:
     flipped[40] ^= 0x10
     for content in (b"", whole[:-20], whole[: len(whole) // 2], bytes(flipped)):
         path.write_bytes(content)
-        with pytest.raises(StageError, match=r"part-00001-of-00003.parquet is damaged \(.*remove the folder .* run again"):
+        with pytest.raises(
+            StageError, match=r"part-00001-of-00003.parquet is damaged \(.*remove the folder .* run again"
+        ):
             read_span(Span(uri=str(path)))
     path.unlink()
     with pytest.raises(StorageError, match=r"cannot read .*part-00001-of-00003.parquet: No such file"):
@@ -319,5 +342,9 @@ def test_a_damaged_part_is_named_with_its_remedy(tmp_path: Path) -> None:
 
 def test_an_output_counts_nothing_unless_told() -> None:
     output = Output(table=pa.table({"a": [1]}))
-    defaults: tuple[Mapping[str, int], Sequence[Any], Mapping[str, pa.Table]] = (output.counts, output.faults, output.extra)
+    defaults: tuple[Mapping[str, int], Sequence[Any], Mapping[str, pa.Table]] = (
+        output.counts,
+        output.faults,
+        output.extra,
+    )
     assert defaults == ({}, (), {})

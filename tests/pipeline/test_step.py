@@ -7,11 +7,14 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipeline.errors import StorageError
 from pipeline.stage import Done, Span, read_span
 from pipeline.step import digest_of, run_step, write_json, write_tables
 
 
-def step(root: Path, make: Callable[[Path], Sequence[str]], config: object = None, inputs: Sequence[str] = ("x",)) -> Done:
+def step(
+    root: Path, make: Callable[[Path], Sequence[str]], config: object = None, inputs: Sequence[str] = ("x",)
+) -> Done:
     return run_step(str(root), "fit", 1, config, inputs, ["numpy"], make)
 
 
@@ -63,7 +66,9 @@ def test_a_killed_step_goes_on_in_its_own_folder(tmp_path: Path) -> None:
         return two_files(folder)
 
     done = step(tmp_path, rest)
-    assert sorted(p.name for p in Path(done.folder).iterdir()) == sorted(["_MANIFEST.json", *(p.name for p in done.parts)])
+    assert sorted(p.name for p in Path(done.folder).iterdir()) == sorted(
+        ["_MANIFEST.json", *(p.name for p in done.parts)]
+    )
 
 
 def test_the_digest_depends_on_content_and_not_on_the_place(tmp_path: Path) -> None:
@@ -73,7 +78,7 @@ def test_the_digest_depends_on_content_and_not_on_the_place(tmp_path: Path) -> N
 
 
 def test_a_step_that_names_what_it_did_not_write_is_not_finished(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(StorageError, match="No such file"):
         step(tmp_path, lambda _: ["absent.json"])
     assert [path.name for path in tmp_path.rglob("_MANIFEST.json")] == []
 

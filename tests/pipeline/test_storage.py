@@ -174,7 +174,7 @@ def test_an_unknown_scheme_is_no_path() -> None:
     assert storage.free_bytes("gs://b/a") is None
     with pytest.raises(StorageError, match="cannot read nosuch://b/a: ValueError"):
         storage.read_bytes("nosuch://b/a")
-    with pytest.raises(StorageError, match="cannot write nosuch://b/a: ValueError.*check the bucket"):
+    with pytest.raises(StorageError, match=r"cannot write nosuch://b/a: ValueError.*check the bucket"):
         storage.write_bytes("nosuch://b/a", b"")
 
 
