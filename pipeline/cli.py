@@ -17,12 +17,12 @@ from rich.table import Table  # noqa: E402
 
 from manifests.verify import VerifyError, find_releases, verify_release  # noqa: E402
 from pipeline import demo, flags, storage  # noqa: E402
-from pipeline.config import read_config  # noqa: E402
+from pipeline.config import did_you_mean, read_config  # noqa: E402
 from pipeline.driver import curate, estimate, train_teacher  # noqa: E402
 from pipeline.errors import CurateError, UsageError  # noqa: E402
 from pipeline.job import Job, Result  # noqa: E402
 from pipeline.plan import Plan, PriceConfig  # noqa: E402
-from pipeline.runner import Runner, unknown_beam_flags  # noqa: E402
+from pipeline.runner import Runner, beam_flags, unknown_beam_flags  # noqa: E402
 from pipeline.threads import one_thread  # noqa: E402
 
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(values: argparse.Namespace, console: Console) -> int:
     unknown = unknown_beam_flags(values.beam)
     if unknown:
-        raise UsageError(f"Beam does not know '--{unknown[0]}'; see the flags of its runners")
+        raise UsageError(f"Beam does not know '--{unknown[0]}'{did_you_mean(unknown[0], beam_flags())}")
     job = Job(
         inputs=tuple(values.input),
         labelled=values.labelled,
@@ -119,7 +119,8 @@ def _print_result(result: Result) -> None:
     said = ", ".join(f"{name} {n}" for name, n in result.verdicts.items())
     chosen = counts.dropped + counts.held + counts.kept
     out.print(f"{chosen} chosen from {result.sources} sources; verdicts: {said}", highlight=False)
-    out.print(f"release {result.release} (verified, {result.seconds:.0f} s)", highlight=False, markup=False)
+    state = "verified" if result.verified else "copy it here and run 'curate verify' on it"
+    out.print(f"release {result.release} ({state}; {result.seconds:.0f} s)", highlight=False, markup=False)
 
 
 def _print_plan(plan: Plan, prices: PriceConfig) -> None:

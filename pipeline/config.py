@@ -127,7 +127,9 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     """``; did you mean 'x'?`` for the nearest known word, or the list of known words if none is near."""
     known = sorted(known)
     near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else f"; known are {', '.join(known)}"
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; known are {', '.join(known)}" if len(known) <= 30 else ""
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

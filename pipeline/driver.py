@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -45,7 +45,7 @@ from pipeline.label import Label, label_spans
 from pipeline.plan import Plan, measure, sample_sources, with_gpu
 from pipeline.probe import Probe, probe_spans
 from pipeline.publish import Publish, Shard, publish_plan, publish_spans
-from pipeline.release import Run, count_items, release_fingerprint, write
+from pipeline.release import Run, count_items, write
 from pipeline.select import shortfall
 from pipeline.sources import list_sources
 from pipeline.stage import Done, Span, Work, identity, iter_tables, read_span
@@ -63,8 +63,6 @@ def curate(job: Job) -> Result:
         CurateError: see its tree; what was committed stays and is not redone.
     """
     started = time.monotonic()
-    if not storage.is_local(job.output):
-        raise InputError(f"--output {job.output}: the release is written to a local folder; give one and copy it after")
     storage.check_writable(job.output)
     with storage.lock(job.output):
         labelled = labelled_digest(job.labelled)
@@ -88,7 +86,7 @@ def estimate(job: Job) -> Plan:
     scan, config = job.config.probe.scan, job.config
     works: list[tuple[Work, int]] = [(Probe(config=scan), 0), (_embed_work(config), 0)]
     if job.teacher is not None:
-        works.append((_label_work(job, job.teacher), 16))
+        works.append((_label_work(job, Weights(uri=str(job.teacher), sha256=sha256_file(job.teacher))), 16))
     plan = measure(
         sources,
         sample_sources(sources, 24, job.seed),
@@ -177,7 +175,7 @@ def _take(job: Job) -> dict[str, Done]:
     work = Assign(
         network=_weights(clustered, "clusterfit.safetensors"),
         tree=_weights(clustered, "tree.safetensors"),
-        given=None if given is None else Weights(uri=str(job.attributes), sha256=_sha256(str(job.attributes))),
+        given=None if job.attributes is None else _brought(job, "given", job.attributes),
         sources=sources.uris()[0],
         balanced=balanced_attributes(config.select, given),
         seed=job.seed,
@@ -319,15 +317,16 @@ def _release(job: Job, stages: Mapping[str, Done], labelled: str, started: float
         faults=_quarantine(job, stages),
     )
     _, shards = _placement(job, stages["chosen"], stages["label"], stages["verdict"])
-    folder = write(Path(job.output), run, shards)
-    problems = verify_release(folder)
+    folder, fingerprint = write(job.output, run, shards)
+    problems = verify_release(Path(folder)) if storage.is_local(folder) else []
     if problems:
-        raise StageError(f"{folder / problems[0].path}: {problems[0].message} ({len(problems)} problems); run again")
+        raise StageError(f"{folder}/{problems[0].path}: {problems[0].message} ({len(problems)} problems); run again")
     kinds = verdict.column("verdict").to_pylist()
     uris = read_span(Span(uri=stages["chosen"].uris()[0]), ["source_uri"]).column("source_uri").to_pylist()
     return Result(
         release=folder,
-        fingerprint=release_fingerprint(folder),
+        verified=storage.is_local(folder),
+        fingerprint=fingerprint,
         counts=run.counts,
         verdicts={kind: kinds.count(kind) for kind in ("keep", "weight", "correct", "hold", "drop")},
         sources=len(set(uris)),
@@ -339,15 +338,27 @@ def _embed_work(config: Config) -> Embed:
     return Embed(config=config.embed, scan=config.probe.scan, weights_sha256=weights_digest(config.embed))
 
 
-def _label_work(job: Job, teacher: Path) -> Label:
-    config, digest = job.config, sha256_file(teacher)
-    return Label(config=config.label, scan=config.probe.scan, teacher=str(teacher), teacher_sha256=digest)
+def _label_work(job: Job, teacher: Weights) -> Label:
+    config = job.config
+    return Label(config=config.label, scan=config.probe.scan, teacher=teacher.uri, teacher_sha256=teacher.sha256)
 
 
-def _teacher(job: Job, labelled: str) -> Path:
+def _brought(job: Job, name: str, given: str) -> Weights:
+    """A file that the user gave, copied to where workers can read it."""
+    file = name + PurePosixPath(given).suffix
+    digest = _sha256(given)
+
+    def make(folder: Path) -> Sequence[str]:
+        storage.write_bytes(str(folder / file), storage.read_bytes(given))
+        return [file]
+
+    return _weights(job.step(name, None, [digest], [], make), file)
+
+
+def _teacher(job: Job, labelled: str) -> Weights:
     """The checkpoint that was given, or one trained on the labelled set."""
     if job.teacher is not None:
-        return job.teacher
+        return _brought(job, "teacher", str(job.teacher))
     config, threads = job.config.teach, job.config.driver.threads
 
     def make(folder: Path) -> Sequence[str]:
@@ -361,7 +372,7 @@ def _teacher(job: Job, labelled: str) -> Path:
         done = job.step("teach", [identity(config), threads, job.seed], [labelled], libraries, make)
     except TeachError as error:
         raise StageError(f"stage teach: {error}") from error
-    return Path(done.uri("teacher.safetensors"))
+    return _weights(done, "teacher.safetensors")
 
 
 def _check_teacher(job: Job) -> None:
@@ -392,13 +403,14 @@ def _sha256(uri: str) -> str:
 
 def _models(job: Job, stages: Mapping[str, Done], labelled: str) -> tuple[Model, ...]:
     teacher = _teacher(job, labelled)
-    digest = sha256_file(teacher)
+    with storage.local_copy(teacher.uri) as path:
+        name = load_teacher(path).id
     source = "given with --teacher" if job.teacher else "trained on the labelled set"
     made = {"source": "trained in this run", "licence": "unknown"}
     students = [row for table in iter_tables(stages["fold"].uris()) for row in table.to_pylist()]
     network = _weights(stages["cluster"], "clusterfit.safetensors")
     return (
-        Model(role="teacher", id=load_teacher(teacher).id, sha256=digest, source=source, licence="unknown"),
+        Model(role="teacher", id=name, sha256=teacher.sha256, source=source, licence="unknown"),
         Model(role="embedder", id="clusterfit", sha256=network.sha256, **made),
         *(Model(role="student", id=row["file"], sha256=row["sha256"], **made) for row in students),
     )

@@ -28,7 +28,11 @@ class Parser(argparse.ArgumentParser):
     """Refuses by an exception instead of an exit."""
 
     def error(self, message: str) -> NoReturn:
-        """See argparse."""
+        """See argparse; names the nearest choice where one is wrong."""
+        wrong = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
+        if wrong:
+            known = re.findall(r"[\w-]+", wrong[2])
+            raise UsageError(f"{message.split(' (choose', maxsplit=1)[0]}{did_you_mean(wrong[1], known)}")
         raise UsageError(message)
 
 

@@ -83,6 +83,7 @@ class Result:
 
     Attributes:
         release: the folder of the release.
+        verified: whether every byte of it was read again; a release on an object store is not.
         fingerprint: of the release.
         counts: what became of every item read.
         verdicts: samples per verdict.
@@ -90,7 +91,8 @@ class Result:
         seconds: of this call (a resumed run only counts what was left).
     """
 
-    release: Path
+    release: str
+    verified: bool
     fingerprint: str
     counts: Counts
     verdicts: Mapping[str, int]

@@ -21,6 +21,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from manifests.release import (
+    RELEASE_FILE,
     RELEASE_VERSION,
     Counts,
     FileEntry,
@@ -94,8 +95,11 @@ class Run:
     faults: Sequence[Mapping[str, Any]]
 
 
-def write(root: Path, run: Run, shards: Sequence[Shard]) -> Path:
-    """Writes the release of a run below ``root/releases`` and returns its folder; equal runs give equal bytes.
+def write(root: str, run: Run, shards: Sequence[Shard]) -> tuple[str, str]:
+    """Writes the release of a run below ``root/releases``; equal runs give equal bytes.
+
+    Returns:
+        The folder and the fingerprint of the release.
 
     Raises:
         StorageError: a file cannot be written.
@@ -103,10 +107,11 @@ def write(root: Path, run: Run, shards: Sequence[Shard]) -> Path:
     """
     columns = _columns(run)
     content = canonical_json({name: done.digest for name, done in sorted(run.stages.items())})
-    folder = root / "releases" / f"r-{hashlib.sha256(content + canonical_json(identity(run.config))).hexdigest()[:12]}"
+    name = f"r-{hashlib.sha256(content + canonical_json(identity(run.config))).hexdigest()[:12]}"
+    folder = storage.join(root, "releases", name)
     entries = [*_tables(folder, run, columns), *_copy_shards(folder, run, shards), *_documents(folder, run, columns)]
     release = Release(
-        name=folder.name,
+        name=name,
         schemas={**dict.fromkeys(SCHEMA_NAMES, SCHEMA_VERSION), "release": RELEASE_VERSION},
         config_fingerprint=sha256_hex(canonical_json(identity(run.config))),
         parents=(),
@@ -122,8 +127,20 @@ def write(root: Path, run: Run, shards: Sequence[Shard]) -> Path:
         files=tuple(sorted(entries, key=lambda entry: entry.path)),
         erasures=(),
     )
-    write_release(folder, render_release(release))
-    return folder
+    data = render_release(release)
+    _commit(folder, data)
+    return folder, fingerprint(data)
+
+
+def _commit(folder: str, data: bytes) -> None:
+    """Writes ``release.json`` if it is absent; object stores show it whole or not at all."""
+    uri = storage.join(folder, RELEASE_FILE)
+    if storage.is_local(folder):
+        write_release(Path(folder), data)
+    elif not storage.exists(uri):
+        storage.write_bytes(uri, data)
+    elif storage.read_bytes(uri) != data:
+        raise StageError(f"{uri} is another release; releases are immutable: choose another --output")
 
 
 def count_items(stages: Mapping[str, Done], decisions: Sequence[str]) -> Counts:
@@ -142,11 +159,6 @@ def count_items(stages: Mapping[str, Done], decisions: Sequence[str]) -> Counts:
         held=found["hold"],
         kept=found["keep"],
     )
-
-
-def release_fingerprint(folder: Path) -> str:
-    """The fingerprint of a release that is there."""
-    return fingerprint((folder / "release.json").read_bytes())
 
 
 def _columns(run: Run) -> pa.Table:
@@ -269,7 +281,7 @@ def _sizes(chosen: pa.Table) -> list[tuple[int, int]]:
     return list(zip(chosen.column("width").to_pylist(), chosen.column("height").to_pylist(), strict=True))
 
 
-def _tables(folder: Path, run: Run, columns: pa.Table) -> list[FileEntry]:
+def _tables(folder: str, run: Run, columns: pa.Table) -> list[FileEntry]:
     ordered = columns.sort_by("sample_id")
     dropped = pc.equal(ordered.column("decision"), "drop")
     kept, gone = ordered.filter(pc.invert(dropped)), ordered.filter(dropped)
@@ -314,14 +326,14 @@ def _evidence(table: pa.Table, run: Run) -> pa.Table:
     return known.sort_by([("sample_id", "ascending"), ("name", "ascending")])
 
 
-def _write_parts(folder: Path, kind: str, table: pa.Table, schema: str) -> list[FileEntry]:
+def _write_parts(folder: str, kind: str, table: pa.Table, schema: str) -> list[FileEntry]:
     count = max(1, -(-table.num_rows // FILE_ROWS))
     entries = []
     for index in range(count):
         part = table.slice(index * FILE_ROWS, FILE_ROWS)
         data = encode_parquet(part, row_group_rows=GROUP_ROWS)
         path = f"{kind}/part-{index:05d}-of-{count:05d}.parquet"
-        storage.write_bytes(str(folder / path), data)
+        storage.write_bytes(storage.join(folder, path), data)
         entries.append(_entry(path, len(data), sha256_hex(data), part.column("sample_id"), schema))
     return entries
 
@@ -333,19 +345,19 @@ def _entry(path: str, size: int, sha256: str, ids: pa.ChunkedArray, schema: str)
     )
 
 
-def _copy_shards(folder: Path, run: Run, shards: Sequence[Shard]) -> list[FileEntry]:
+def _copy_shards(folder: str, run: Run, shards: Sequence[Shard]) -> list[FileEntry]:
     published = run.stages["publish"]
     parts = [part for part in published.parts if part.name.startswith("part-")]
     entries = []
     for shard, part in zip(shards, parts, strict=True):
         path = f"shards/{shard.split}/{shard.number:05d}-of-{shard.shards:05d}.parquet"
-        storage.copy(published.uri(part.name), str(folder / path))
+        storage.copy(published.uri(part.name), storage.join(folder, path))
         ids = read_span(Span(uri=published.uri(part.name)), ["sample_id"]).column("sample_id")
         entries.append(_entry(path, part.bytes, part.sha256, ids, "shard"))
     return entries
 
 
-def _documents(folder: Path, run: Run, columns: pa.Table) -> list[FileEntry]:
+def _documents(folder: str, run: Run, columns: pa.Table) -> list[FileEntry]:
     documents = {
         "stats.json": statistics(columns, run),
         "config.json": {"config": identity(run.config), "seed": run.seed, "target_size": run.target},
@@ -354,7 +366,7 @@ def _documents(folder: Path, run: Run, columns: pa.Table) -> list[FileEntry]:
     entries = []
     for name, value in documents.items():
         data = json.dumps(json.loads(canonical_json(value)), indent=1, sort_keys=True, ensure_ascii=False).encode()
-        storage.write_bytes(str(folder / name), data)
+        storage.write_bytes(storage.join(folder, name), data)
         entries.append(FileEntry(path=name, bytes=len(data), sha256=sha256_hex(data)))
     return entries
 

@@ -184,6 +184,11 @@ def unknown_beam_flags(flags: Sequence[str]) -> list[str]:
     return sorted(set(kept) - set(known))
 
 
+def beam_flags() -> list[str]:
+    """The flags that Beam and its runners know."""
+    return sorted(PipelineOptions().get_all_options())
+
+
 def last_line(text: str) -> str:
     """The message of a traceback: its last line that names an error, without the module."""
     lines = [line.strip() for line in text.splitlines() if re.match(r"^\s*[\w.]*(Error|Exception|Interrupt)\b", line)]

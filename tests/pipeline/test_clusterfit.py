@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from pipeline import clusterfit
 from pipeline.clusterfit import ClusterFitConfig, ClusterFitNetwork, squares, train
 from pipeline.embed import encode_jpeg
 from pipeline.errors import StageError
@@ -47,6 +48,12 @@ def test_equal_seeds_give_equal_bytes_and_others_do_not(tmp_path: Path) -> None:
     assert trained(tmp_path / "two") == one
     assert trained(tmp_path / "three", seed=1) != one
     assert trained(tmp_path / "four", ClusterFitConfig(side=32, steps=6, batch=8, lr=0.05)) != one
+
+
+def test_the_seed_also_chooses_the_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fresh = clusterfit._fresh
+    monkeypatch.setattr(clusterfit, "_fresh", lambda config, classes, _: fresh(config, classes, 0))
+    assert trained(tmp_path / "one", seed=0) != trained(tmp_path / "two", seed=1)
 
 
 @pytest.mark.parametrize("killed", [[0], [3], [1, 4], [5]])

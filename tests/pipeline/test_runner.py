@@ -146,6 +146,13 @@ def test_an_error_inside_a_task_is_one_stage_error(place: Place, workers: int) -
         place.run(fail=(2,), workers=workers)
 
 
+def test_nothing_of_beam_reaches_the_terminal(place: Place, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(StageError):
+        place.run(fail=(2,), workers=2)
+    shown = capfd.readouterr()
+    assert (shown.out, shown.err) == ("", "")
+
+
 def test_an_error_of_an_earlier_attempt_is_not_told_again(place: Place) -> None:
     with pytest.raises(StageError, match="task 1 is odd"):
         place.run(fail=(1,))

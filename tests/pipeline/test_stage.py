@@ -323,6 +323,22 @@ def test_a_span_reads_what_slicing_gives(
     ]
 
 
+def test_a_span_reads_no_row_group_beside_it(tmp_path: Path) -> None:
+    path = tmp_path / "span.parquet"
+    pq.write_table(pa.table({"a": [f"row-{i}" for i in range(9)]}), path, row_group_size=3, write_page_checksum=True)
+    groups = pq.ParquetFile(path).metadata
+    data = bytearray(path.read_bytes())
+    for group in (0, 2):
+        column = groups.row_group(group).column(0)
+        data[column.dictionary_page_offset + column.total_compressed_size - 1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(StageError):
+        read_span(Span(uri=str(path), start=2, stop=6))
+    with pytest.raises(StageError):
+        read_span(Span(uri=str(path), start=3, stop=7))
+    assert read_span(Span(uri=str(path), start=3, stop=6)).column("a").to_pylist() == ["row-3", "row-4", "row-5"]
+
+
 def test_a_damaged_part_is_named_with_its_remedy(tmp_path: Path) -> None:
     done = stage(tmp_path)
     path = Path(done.uris()[1])

@@ -284,3 +284,29 @@ def test_a_reason_is_words() -> None:
     assert storage.reason(OSError(errno.EIO, "Input/output error", "/secret")) == "Input/output error"
     assert storage.reason(ValueError("bad")) == "ValueError: bad"
     assert storage.reason(ValueError()) == "ValueError"
+
+
+# One run at a time ----------------------------------------------------------------------------------------------------
+
+
+def test_a_folder_is_held_by_one_run_at_a_time(tmp_path: Path) -> None:
+    with storage.lock(str(tmp_path)):
+        with pytest.raises(StorageError, match=str(tmp_path)), storage.lock(str(tmp_path)):
+            raise AssertionError("held twice")
+        with storage.lock(str(tmp_path.parent)):
+            pass
+    with storage.lock(str(tmp_path)):
+        pass
+
+
+def test_a_run_that_fails_gives_its_folder_back(tmp_path: Path) -> None:
+    with pytest.raises(RuntimeError), storage.lock(str(tmp_path)):
+        raise RuntimeError("failed")
+    with storage.lock(str(tmp_path)):
+        pass
+
+
+def test_a_block_that_fails_in_its_folder_says_so(tmp_path: Path) -> None:
+    remedy = r"cannot write .*: No space left on device.*free some space"
+    with pytest.raises(StorageError, match=remedy), storage.working_folder(str(tmp_path / "step")):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
