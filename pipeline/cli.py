@@ -22,15 +22,20 @@ from pipeline.driver import curate, estimate, train_teacher  # noqa: E402
 from pipeline.errors import CurateError, UsageError  # noqa: E402
 from pipeline.job import Job, Result  # noqa: E402
 from pipeline.plan import Plan, PriceConfig  # noqa: E402
-from pipeline.runner import Runner, beam_flags, unknown_beam_flags  # noqa: E402
+from pipeline.runner import Runner, beam_flags, quiet_beam, unknown_beam_flags  # noqa: E402
 from pipeline.threads import one_thread  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command and returns its exit code: 0 done, 1 failed, 2 wrong usage."""
     console = Console(file=sys.stderr, soft_wrap=True)
+    with quiet_beam():
+        return _main(sys.argv[1:] if argv is None else argv, console)
+
+
+def _main(argv: Sequence[str], console: Console) -> int:
     try:
-        values = flags.parse(sys.argv[1:] if argv is None else argv)
+        values = flags.parse(argv)
         one_thread()
         return {"run": _run, "demo": _demo, "teach": _teach, "verify": _verify}[values.command](values, console)
     except CurateError as error:

@@ -140,6 +140,9 @@ def _fresh(config: ClusterFitConfig, classes: int, seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model: nn.Module = timm.create_model(config.network, pretrained=False, num_classes=classes)
+        probe = cast("Any", model).eval().forward_features(torch.zeros(1, 3, config.side, config.side))
+    if probe.ndim != 4:
+        raise StageError(f"cluster.fit.network '{config.network}' gives no feature map; choose a convolutional network")
     return model
 
 

@@ -23,7 +23,7 @@ from apache_beam.options.pipeline_options import PipelineOptions
 from rich.console import Console
 
 from pipeline import storage
-from pipeline.errors import StageError
+from pipeline.errors import StageError, UsageError
 from pipeline.stage import (
     Done,
     RunTask,
@@ -94,14 +94,13 @@ class Runner:
 
     def _run_beam(self, work: Work, tasks: Sequence[Task]) -> None:
         try:
-            with quiet_beam():
-                pipeline = beam.Pipeline(runner=RUNNERS[self.name], options=self.options())
-                _ = (
-                    pipeline
-                    | f"Tasks of {work.name}" >> beam.Create(tasks)
-                    | f"Run {work.name}" >> beam.ParDo(RunTask(work))
-                )
-                pipeline.run().wait_until_finish()
+            pipeline = beam.Pipeline(runner=RUNNERS[self.name], options=self.options())
+            _ = (
+                pipeline
+                | f"Tasks of {work.name}" >> beam.Create(tasks)
+                | f"Run {work.name}" >> beam.ParDo(RunTask(work))
+            )
+            pipeline.run().wait_until_finish()
         except Exception as error:
             told = failures(tasks[0].folder)
             reason = told[0] if told else last_line(str(error))
@@ -177,10 +176,22 @@ class Progress:
 
 
 def unknown_beam_flags(flags: Sequence[str]) -> list[str]:
-    """Flags that Beam would only warn about and ignore."""
-    options = PipelineOptions(list(flags))
-    known = options.get_all_options()
-    kept = options.get_all_options(retain_unknown_options=True)
+    """Flags that Beam would only warn about and ignore.
+
+    Raises:
+        UsageError: Beam refuses a value, or a word is neither a flag nor the value of one.
+    """
+    for before, word in zip(("", *flags), flags, strict=False):
+        if not word.startswith("-") and (not before.startswith("--") or "=" in before):
+            raise UsageError(f"what follows -- goes to Beam and must be flags; got '{word}', did you mean '--{word}'?")
+    said = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+            options = PipelineOptions(list(flags))
+            known = options.get_all_options()
+            kept = options.get_all_options(retain_unknown_options=True)
+    except SystemExit as error:
+        raise UsageError(f"Beam refuses its flags: {said.getvalue().strip().splitlines()[-1]}") from error
     return sorted(set(kept) - set(known))
 
 

@@ -71,7 +71,7 @@ def _local(given: str) -> Iterator[Path]:
     if path.is_file():
         yield path
     elif path.is_dir():
-        yield from (Path(folder) / name for folder, _, names in os.walk(path, onerror=_refuse) for name in names)
+        yield from _below(path)
     elif _GLOB & set(given):
         found = [Path(os.path.abspath(name)) for name in glob.glob(given, recursive=True)]  # noqa: PTH100, PTH207
         if not found:
@@ -84,6 +84,19 @@ def _local(given: str) -> Iterator[Path]:
 
 def _refuse(error: OSError) -> NoReturn:
     raise InputError(f"cannot list the folder {error.filename}: {error.strerror}; check its permissions") from error
+
+
+def _below(path: Path) -> Iterator[Path]:
+    """The files below a folder; links to folders are followed, each folder once."""
+    seen: set[str] = set()
+    for folder, folders, names in os.walk(path, onerror=_refuse, followlinks=True):
+        real = os.path.realpath(folder)
+        if real in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders.sort()
+        yield from (Path(folder) / name for name in names)
 
 
 def _fixed(given: str) -> int:

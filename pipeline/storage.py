@@ -175,6 +175,8 @@ def working_folder(uri: str) -> Iterator[Path]:
         try:
             yield Path(uri)
         except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+                raise
             raise _failure(uri, error) from error
         return
     with tempfile.TemporaryDirectory() as folder:
@@ -241,11 +243,17 @@ def lock(folder: str) -> Iterator[None]:
         yield
         return
     path = Path(folder) / ".lock"
-    with path.open("a") as file:
+    try:
+        file = path.open("a")
+    except OSError as error:
+        raise _failure(str(path), error) from error
+    with file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             raise StorageError(f"another run is using {folder}; wait for it, or choose another --output") from error
+        except OSError:
+            pass  # a file system without locks: two runs would do the same work twice, and write the same bytes
         yield
 
 
