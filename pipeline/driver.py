@@ -10,8 +10,10 @@
 from __future__ import annotations
 
 import json
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -36,13 +38,14 @@ from pipeline.assign import (
     plan_selection,
 )
 from pipeline.attributes import COMPUTED, Given, read_given
+from pipeline.clusterfit import train
 from pipeline.config import Config
 from pipeline.embed import Embed, weights_digest
 from pipeline.errors import InputError, StageError, StorageError
 from pipeline.job import Job, Result
-from pipeline.judge import Fold, Score, fold_tables, gold_table, labelled_digest, verdicts
+from pipeline.judge import Fold, Score, fold_tables, gold_examples, gold_table, labelled_digest, verdicts
 from pipeline.label import Label, label_spans
-from pipeline.plan import Plan, measure, sample_sources, with_gpu
+from pipeline.plan import Line, Plan, measure, sample_sources, strata, training, with_gpu
 from pipeline.probe import Probe, probe_spans
 from pipeline.publish import Publish, Shard, publish_plan, publish_spans
 from pipeline.release import Run, count_items, write
@@ -51,6 +54,7 @@ from pipeline.sources import list_sources
 from pipeline.stage import Done, Span, Work, identity, iter_tables, read_span
 from pipeline.step import digest_of, write_json, write_tables
 from pipeline.threads import torch_threads
+from students.train import train_student
 from teachers.checkpoint import CheckpointError, sha256_file
 from teachers.teacher import load_teacher
 from teachers.train import TeachError, TeachResult, teach
@@ -86,16 +90,39 @@ def estimate(job: Job) -> Plan:
     scan, config = job.config.probe.scan, job.config
     works: list[tuple[Work, int]] = [(Probe(config=scan), 0), (_embed_work(config), 0)]
     if job.teacher is not None:
-        works.append((_label_work(job, Weights(uri=str(job.teacher), sha256=sha256_file(job.teacher))), 16))
-    plan = measure(
-        sources,
-        sample_sources(sources, 24, job.seed),
-        works,
-        shards=config.probe.shards,
-        target=job.target,
-        label_rows=config.label.rows,
-    )
-    return with_gpu(plan, config.price)
+        works.append((_label_work(job, Weights(uri=str(job.teacher), sha256=sha256_file(job.teacher))), 8))
+    parts = [(part, sample_sources(part, 12, job.seed)) for part in strata(sources)]
+    plan = measure(parts, works, shards=config.probe.shards, target=job.target, label_rows=config.label.rows)
+    return with_gpu(replace(plan, lines=(*plan.lines, *_training_plan(job))), config.price)
+
+
+def _training_plan(job: Job) -> list[Line]:
+    """The plan of every training, measured on a few steps of the real ones."""
+    config, student = job.config, job.config.judge.student
+    rng = np.random.default_rng(job.seed)
+    squares = rng.integers(0, 256, (64, config.cluster.fit.side, config.cluster.fit.side, 3), np.uint8)
+    examples = gold_examples(gold_table(job.labelled, config.label.student_side).slice(0, 16))
+
+    def fit(steps: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            train(squares, np.arange(64) % 8, replace(config.cluster.fit, steps=steps), seed=0, folder=Path(folder))
+
+    def judge(steps: int) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            train_student(examples, replace(student, steps=steps), seed=0, folder=Path(folder))
+
+    def teacher(steps: int) -> None:
+        few = replace(config.teach, steps=steps, warm_up=1, validate_every=steps, report_every=steps)
+        with tempfile.TemporaryDirectory() as folder, torch_threads(config.driver.threads):
+            teach(job.labelled, Path(folder), few, seed=0, report=lambda _: None)
+
+    lines = [
+        training("cluster", 1, config.cluster.fit.steps, fit),
+        training(
+            "fold", config.judge.folds, student.steps, judge, (student.late_checkpoints, student.late_checkpoints + 8)
+        ),
+    ]
+    return lines if job.teacher else [*lines, training("teach", 1, config.teach.steps, teacher)]
 
 
 def train_teacher(labelled: Path, output: Path, config: Config, seed: int, console: Console) -> TeachResult:

@@ -198,7 +198,7 @@ class Fold:
     def _run(self, task: Task) -> Output:
         folds = _read_folds(read_span(task.spans[0]))
         table = read_span(task.spans[0], ["key"])
-        examples = _gold_examples(read_span(task.spans[1]))
+        examples = gold_examples(read_span(task.spans[1]))
         examples += self._pseudo_examples(~folds.purged(task.index), table.column("key").to_numpy())
         target = storage.join(task.folder, "students", f"fold-{task.index}")
         with storage.working_folder(target) as local:
@@ -342,7 +342,8 @@ def _read_folds(table: pa.Table) -> Folds:
     return Folds(clusters=clusters, fold=fold, held_clusters=held)
 
 
-def _gold_examples(table: pa.Table) -> list[Example]:
+def gold_examples(table: pa.Table) -> list[Example]:
+    """The examples of a gold table."""
     examples = []
     for row in table.to_pylist():
         target = decode_mask(row["mask"], MAX_PIXELS).astype(np.uint8)

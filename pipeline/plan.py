@@ -6,19 +6,20 @@ import dataclasses
 import resource
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline import storage
 from pipeline.probe import plan_shards
 from pipeline.select import selection_key
 from pipeline.stage import Output, Span, Task, Work
+
+_VIDEOS = frozenset((".mp4", ".m4v", ".mov", ".avi", ".webm", ".mkv"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,7 +51,7 @@ class Line:
     Attributes:
         stage: its name.
         tasks: shards.
-        items: frames (or sources, for the probe).
+        items: frames, or steps of training.
         cpu_hours: of one core.
         gpu_hours: where a GPU takes over.
         bytes: written to the output.
@@ -97,44 +98,81 @@ def sample_sources(sources: pa.Table, most: int, seed: int) -> pa.Table:
     return sources.take(pa.array(np.sort(np.argsort(np.array(keys, np.uint64))[:most])))
 
 
+def strata(sources: pa.Table) -> list[pa.Table]:
+    """Videos and other files, by name: their cost per byte differs too much for one sample."""
+    videos = [PurePosixPath(uri).suffix.lower() in _VIDEOS for uri in sources.column("uri").to_pylist()]
+    parts = [sources.filter(pa.array(chosen)) for chosen in (videos, [not video for video in videos])]
+    return [part for part in parts if part.num_rows]
+
+
 def measure(
-    sources: pa.Table, sample: pa.Table, works: Sequence[tuple[Work, int]], *, shards: int, target: int, label_rows: int
+    parts: Sequence[tuple[pa.Table, pa.Table]],
+    works: Sequence[tuple[Work, int]],
+    *,
+    shards: int,
+    target: int,
+    label_rows: int,
 ) -> Plan:
-    """Runs the real stages on a sample of the sources and scales what they cost to the whole.
+    """Runs the real stages on samples of the sources and scales what they cost to the whole.
 
     Args:
-        sources: all sources.
-        sample: those to measure.
+        parts: each stratum of the sources with its sample.
         works: (probe, 0), (embed, 0), and the label work with the number of frames to measure, if a teacher is at hand.
         shards: as configured for the probe.
         target: frames to choose.
         label_rows: frames per label shard.
     """
-    sizes = sources.column("bytes").to_pylist()
-    scale = sum(sizes) / max(1, sum(sample.column("bytes").to_pylist()))
+    sizes = [size for whole, _ in parts for size in whole.column("bytes").to_pylist()]
     tasks = len(plan_shards(sizes, shards))
-    lines: list[Line] = []
-    with tempfile.TemporaryDirectory() as folder:
-        path = str(Path(folder) / "sources.parquet")
-        _write(path, sample)
-        span = Span(uri=path)
-        frames = 0
-        for work, most in works:
-            output, seconds = _timed(work.open(), Task(index=0, count=1, folder=folder, spans=(_limit(span, most),)))
-            rows = max(1, output.table.num_rows)
-            target_rows = target if most else round(rows * scale)
-            factor = target_rows / rows
-            count = -(-target // label_rows) if most else tasks
-            lines.append(_line(work.name, count, target_rows, seconds * factor / 3600, round(_size(output) * factor)))
-            span = Span(uri=str(Path(folder) / f"{work.name}.parquet")) if work.name == "probe" else Span(uri=span.uri)
-            if work.name == "probe":
-                _write(span.uri, output.table)
-                frames = output.table.num_rows
-        pixels = _pixels(storage.join(folder, "probe.parquet")) if frames else 0
-    published = round(target * pixels * 0.35)
-    lines.append(_line("publish", -(-target // 2048), target, target * pixels * 40e-9 / 3600, 2 * published))
+    sums: dict[str, Counter[str]] = {}
+    pixels = 0.0
+    for whole, sample in parts:
+        scale = sum(whole.column("bytes").to_pylist()) / max(1, sum(sample.column("bytes").to_pylist()))
+        with tempfile.TemporaryDirectory() as folder:
+            uri = _write(folder, "sources", sample)
+            for work, most in works:
+                task = Task(index=0, count=1, folder=folder, spans=(Span(uri=uri, stop=most or None),))
+                output, seconds = _timed(work.open(), task)
+                uri = _write(folder, "probe", output.table) if work.name == "probe" else uri
+                row = sums.setdefault(work.name, Counter())
+                row.update(rows=output.table.num_rows, found=round(output.table.num_rows * scale))
+                row.update(bytes=round(output.table.nbytes * scale), microseconds=round(1e6 * seconds * scale))
+                pixels += _pixels(output.table) * scale if work.name == "probe" else 0
+    found = max(1, sums["probe"]["found"])
+    lines = []
+    for work, most in works:
+        row = sums[work.name]
+        items = target if most else row["found"]
+        factor = items / max(1, row["found"])
+        count = -(-target // label_rows) if most else tasks
+        hours = row["microseconds"] / 3.6e9 * factor
+        lines.append(_line(work.name, count, items, hours, round(row["bytes"] * factor)))
+    published = target * pixels / found
+    lines.append(_line("publish", -(-target // 2048), target, published * 40e-9 / 3600, round(0.7 * published)))
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    return Plan(lines=tuple(lines), memory_bytes=memory, sampled=sample.num_rows, sources=sources.num_rows)
+    sampled = sum(sample.num_rows for _, sample in parts)
+    return Plan(
+        lines=tuple(lines), memory_bytes=memory, sampled=sampled, sources=sum(whole.num_rows for whole, _ in parts)
+    )
+
+
+def training(stage: str, tasks: int, steps: int, run: Callable[[int], object], few: tuple[int, int] = (3, 9)) -> Line:
+    """The plan of a training, from the CPU time of two short ones; what is spent before the first step cancels out.
+
+    Args:
+        stage: its name.
+        tasks: networks to train.
+        steps: of each.
+        run: trains a network for so many steps.
+        few: steps of the two short trainings.
+    """
+    seconds = []
+    for count in few:
+        before = time.process_time()
+        run(count)
+        seconds.append(time.process_time() - before)
+    per_step = max(seconds[1] - seconds[0], 0.0) / (few[1] - few[0])
+    return _line(stage, tasks, tasks * steps, tasks * steps * per_step / 3600, 0)
 
 
 def with_gpu(plan: Plan, prices: PriceConfig) -> Plan:
@@ -160,20 +198,12 @@ def _timed(function: Callable[[Task], Output], task: Task) -> tuple[Output, floa
     return output, time.process_time() - before
 
 
-def _limit(span: Span, most: int) -> Span:
-    return dataclasses.replace(span, stop=most) if most else span
+def _write(folder: str, name: str, table: pa.Table) -> str:
+    uri = str(Path(folder) / f"{name}.parquet")
+    pq.write_table(table, uri)
+    return uri
 
 
-def _write(path: str, table: pa.Table) -> None:
-    pq.write_table(table, path)
-
-
-def _size(output: Output) -> int:
-    return int(output.table.nbytes)
-
-
-def _pixels(uri: str) -> float:
-    table: Any = pq.read_table(uri, columns=["width", "height"])
-    if not table.num_rows:
-        return 0.0
-    return float(np.mean(table.column("width").to_numpy().astype(np.float64) * table.column("height").to_numpy()))
+def _pixels(table: pa.Table) -> float:
+    """Pixels of all frames of a probe's table."""
+    return float(np.dot(*(table.column(name).to_numpy().astype(np.float64) for name in ("width", "height"))))

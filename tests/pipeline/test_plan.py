@@ -11,7 +11,7 @@ import pytest
 
 from pipeline.embed import Embed, EmbedConfig
 from pipeline.frames import ScanConfig
-from pipeline.plan import Line, Plan, PriceConfig, measure, sample_sources, with_gpu
+from pipeline.plan import Line, Plan, PriceConfig, measure, sample_sources, strata, training, with_gpu
 from pipeline.probe import Probe
 from pipeline.sources import list_sources
 from pipeline.stage import Output, Task, Work, read_span
@@ -55,7 +55,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> pa.Table:
 
 
 def planned(sources: pa.Table, sample: pa.Table, target: int = 1000, works: list[tuple[Work, int]] = WORKS) -> Plan:
-    return measure(sources, sample, works, shards=4, target=target, label_rows=32)
+    return measure([(sources, sample)], works, shards=4, target=target, label_rows=32)
 
 
 def line(plan: Plan, stage: str) -> Line:
@@ -99,6 +99,26 @@ def test_a_sample_is_scaled_to_the_bytes_of_all_sources(sources: pa.Table) -> No
     assert line(plan, "probe").items == round(8 * share)
     assert line(plan, "probe").items == pytest.approx(24, abs=8)
     assert (plan.sampled, plan.sources) == (2, 6)
+
+
+def test_strata_are_measured_apart_and_summed(sources: pa.Table) -> None:
+    videos, stills = strata(sources)
+    assert (videos.num_rows, stills.num_rows) == (6, 6)
+    plan = measure([(videos, videos), (stills, stills)], WORKS, shards=4, target=1000, label_rows=32)
+    whole = planned(sources, sources)
+    assert [(one.stage, one.tasks, one.items) for one in plan.lines] == [
+        (one.stage, one.tasks, one.items) for one in whole.lines
+    ]
+
+
+def test_a_training_costs_its_steps_and_not_its_start() -> None:
+    def run(steps: int) -> None:
+        assert sum(math.sqrt(i) for i in range(400_000 + 100_000 * steps)) > 0
+
+    one, ten = training("fit", 1, 100, run), training("fit", 10, 100, run)
+    assert (one.items, ten.items, ten.tasks) == (100, 1000, 10)
+    assert one.cpu_hours > 0
+    assert ten.cpu_hours == pytest.approx(10 * one.cpu_hours, rel=0.8)
 
 
 def test_sources_without_a_frame_can_be_planned(tmp_path: Path) -> None:

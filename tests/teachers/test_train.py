@@ -119,7 +119,7 @@ def test_a_finished_folder_returns_at_once(labelled: Path, straight: tuple[Path,
     ("change", "seed", "named"),
     [
         ({"steps": 7}, 1, "steps is 7 and was 6"),
-        ({"learning_rate": 0.5}, 1, "learning_rate is 0.5 and was 0.003"),
+        ({"learning_rate": 0.5}, 1, "learning_rate is 0.5 and was 0.006"),
         ({"augment": replace(TINY.augment, light=0.25)}, 1, "augment.light is 0.25 and was 0.5"),
         ({}, 2, "seed is 2 and was 1"),
     ],
