@@ -14,6 +14,7 @@ from pathlib import Path  # noqa: E402
 
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
+from rich.text import Text  # noqa: E402
 
 from manifests.verify import VerifyError, find_releases, verify_release  # noqa: E402
 from pipeline import demo, flags, storage  # noqa: E402
@@ -39,7 +40,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
         one_thread()
         return {"run": _run, "demo": _demo, "teach": _teach, "verify": _verify}[values.command](values, console)
     except CurateError as error:
-        console.print(f"[bold red]curate: error:[/] {_plain(error)}", highlight=False)
+        console.print(Text.assemble(("curate: error:", "bold red"), f" {error}"), highlight=False)
         return error.exit_code
     except OSError as error:
         console.print(f"curate: error: {error}; check the path and the disk", markup=False, highlight=False)
@@ -140,10 +141,6 @@ def _print_plan(plan: Plan, prices: PriceConfig) -> None:
     out.print(f"memory of one worker: {plan.memory_bytes:,} bytes; output: {plan.bytes:,} bytes", highlight=False)
     if prices.cpu_hour or prices.gpu_hour:
         out.print(f"price: {plan.money(prices):.2f} {prices.currency}", highlight=False)
-
-
-def _plain(error: CurateError) -> str:
-    return str(error).replace("[", "\\[")
 
 
 if __name__ == "__main__":

@@ -13,15 +13,19 @@ from pipeline.runner import Runner
 from pipeline.world import draw_world
 from teachers.train import TeachConfig
 
-VIDEOS, IMAGES, LABELLED = 36, 60, 96
+VIDEOS, IMAGES, LABELLED = 36, 60, 400
 
 
 def demo_config() -> Config:
     """The default config with trainings cut to the size of the drawn pictures."""
     config = Config()
-    judge = replace(config.judge, student=replace(config.judge.student, steps=200))
-    fit = replace(config.cluster.fit, steps=120)
-    return replace(config, teach=TeachConfig.quick(), judge=judge, cluster=replace(config.cluster, fit=fit))
+    return replace(
+        config,
+        driver=replace(config.driver, threads=1),  # faster than two on maps this small
+        teach=replace(TeachConfig.quick(), steps=1050),
+        judge=replace(config.judge, student=replace(config.judge.student, steps=140)),
+        cluster=replace(config.cluster, fit=replace(config.cluster.fit, steps=120)),
+    )
 
 
 def run(output: Path, target: int, seed: int, runner: Runner, config: Config | None = None) -> Result:
@@ -34,7 +38,9 @@ def run(output: Path, target: int, seed: int, runner: Runner, config: Config | N
         world = draw_world(output / "world", seed=seed, videos=VIDEOS, images=IMAGES, labelled=LABELLED)
     except (ValueError, OSError) as error:
         raise InputError(f"the demo's world: {error}") from error
-    runner.console.print(f"   world  {VIDEOS} videos and {IMAGES} images in {world.folder}", highlight=False)
+    runner.console.print(
+        f"   world  {VIDEOS} videos and {IMAGES} images in {world.folder}", highlight=False, markup=False
+    )
     job = Job(
         inputs=(str(world.folder / "unlabelled"),),
         labelled=world.folder / "labelled",

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 from rich.console import Console
 
+from manifests.labelled import LabelledError
 from manifests.release import Model
 from manifests.verify import verify_release
 from pipeline import storage
@@ -141,6 +142,8 @@ def train_teacher(labelled: Path, output: Path, config: Config, seed: int, conso
     try:
         with torch_threads(config.driver.threads):
             return teach(labelled, output, config.teach, seed=seed, report=report)
+    except LabelledError as error:
+        raise InputError(f"--labelled: {error}") from error
     except TeachError as error:
         raise StageError(f"teach: {error}") from error
 
@@ -397,6 +400,8 @@ def _teacher(job: Job, labelled: str) -> Weights:
     libraries = ["numpy", "opencv-python-headless", "torch"]
     try:
         done = job.step("teach", [identity(config), threads, job.seed], [labelled], libraries, make)
+    except LabelledError as error:
+        raise InputError(f"--labelled: {error}") from error
     except TeachError as error:
         raise StageError(f"stage teach: {error}") from error
     return _weights(done, "teacher.safetensors")

@@ -27,6 +27,7 @@ from manifests.release import (
     FileEntry,
     Model,
     Release,
+    ReleaseExistsError,
     canonical_json,
     fingerprint,
     render_release,
@@ -39,7 +40,7 @@ from pipeline import storage
 from pipeline.assign import GIVEN, effective
 from pipeline.attributes import COMPUTED
 from pipeline.errors import StageError
-from pipeline.publish import SPLITS, Shard, split_of
+from pipeline.publish import PUBLISHED, SPLITS, Shard, split_of
 from pipeline.stage import Done, Span, identity, iter_tables, read_span
 
 FILE_ROWS = 250_000
@@ -107,7 +108,9 @@ def write(root: str, run: Run, shards: Sequence[Shard]) -> tuple[str, str]:
     """
     columns = _columns(run)
     content = canonical_json({name: done.digest for name, done in sorted(run.stages.items())})
-    name = f"r-{hashlib.sha256(content + canonical_json(identity(run.config))).hexdigest()[:12]}"
+    versions = {name: importlib.metadata.version(name) for name in ("curate", *PACKAGES)}
+    made_by = canonical_json([identity(run.config), versions])
+    name = f"r-{hashlib.sha256(content + made_by).hexdigest()[:12]}"
     folder = storage.join(root, "releases", name)
     entries = [*_tables(folder, run, columns), *_copy_shards(folder, run, shards), *_documents(folder, run, columns)]
     release = Release(
@@ -136,7 +139,10 @@ def _commit(folder: str, data: bytes) -> None:
     """Writes ``release.json`` if it is absent; object stores show it whole or not at all."""
     uri = storage.join(folder, RELEASE_FILE)
     if storage.is_local(folder):
-        write_release(Path(folder), data)
+        try:
+            write_release(Path(folder), data)
+        except ReleaseExistsError as error:
+            raise StageError(f"{error}, or another --output") from error
     elif not storage.exists(uri):
         storage.write_bytes(uri, data)
     elif storage.read_bytes(uri) != data:
@@ -177,7 +183,7 @@ def _columns(run: Run) -> pa.Table:
         )
     )
     verdicts = read_span(Span(uri=run.stages["verdict"].uris()[0]))
-    published = pa.concat_tables(iter_tables(run.stages["publish"].uris("rows")))
+    published = pa.concat_tables([PUBLISHED.empty_table(), *iter_tables(run.stages["publish"].uris("rows"))])
     if len({chosen.num_rows, labels.num_rows, scores.num_rows, verdicts.num_rows}) != 1:
         raise StageError("the stages disagree on the number of chosen frames; remove the folder 'stages' and run again")
     return _manifest(run, chosen, labels, scores, verdicts, _place(published, chosen.num_rows))
@@ -259,7 +265,8 @@ def _attr(chosen: pa.Table, names: Sequence[str]) -> pa.StructArray:
         given = chosen.column(GIVEN + name).combine_chunks() if GIVEN + name in chosen.column_names else nothing
         from_user = pc.is_valid(given)
         provenance = pc.if_else(from_user, "source", pc.if_else(pc.is_valid(values), "model", "unknown"))
-        source = pc.if_else(from_user, "attributes file", "pixels")
+        pixels = pc.if_else(pc.is_valid(values), "pixels", pa.scalar(None, pa.string()))
+        source = pc.if_else(from_user, "attributes file", pixels)
         parts = [values, provenance, pa.nulls(len(values), pa.float32()), source]
         arrays.append(pa.StructArray.from_arrays(parts, fields=list(kind.field(name).type)))
     return pa.StructArray.from_arrays(arrays, fields=list(kind))

@@ -122,11 +122,11 @@ def test_where_nobody_can_judge_it_is_said_why(groups: list[int], sources: list[
 
 
 def draw_gold(folder: Path) -> None:
-    """Pictures of 128 x 64, 40 x 30 and 64 x 192 pixels; the first has pixels to ignore."""
+    """Pictures of 128 x 64, 40 x 32 and 64 x 192 pixels; the first has pixels to ignore."""
     for name in ("images", "masks", "ignore"):
         (folder / name).mkdir(parents=True)
     rng = np.random.default_rng(0)
-    for number, (height, width) in enumerate(((64, 128), (30, 40), (192, 64))):
+    for number, (height, width) in enumerate(((64, 128), (32, 40), (192, 64))):
         Image.fromarray(texture(number, height, width)).save(folder / "images" / f"{number}.png")
         mask = np.kron(rng.random((height // 2, width // 2)) < 0.5, np.ones((2, 2))) > 0
         Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / f"{number}.png")
@@ -145,7 +145,7 @@ def test_gold_has_the_size_of_the_students_and_keeps_every_ignored_pixel(tmp_pat
     assert table.schema.equals(GOLD)
     rows = table.to_pylist()
     assert [row["name"] for row in rows] == ["0", "1", "2"]
-    sizes = [(32, 64), (30, 40), (64, 21)]
+    sizes = [(32, 64), (32, 40), (64, 21)]
     for row, size in zip(rows, sizes, strict=True):
         picture = decode_jpeg(row["picture"])
         assert picture.shape == (*size, 3)
@@ -166,8 +166,8 @@ def spoil_by_missing_mask(folder: Path) -> str:
 
 
 def spoil_by_size(folder: Path) -> str:
-    Image.fromarray(np.zeros((5, 5), np.uint8)).save(folder / "masks" / "1.png")
-    return r"1 \(40x30 and 5x5\)"
+    Image.fromarray(np.zeros((40, 40), np.uint8)).save(folder / "masks" / "1.png")
+    return r"1 \(40x32 and 40x40\)"
 
 
 def spoil_by_absence(folder: Path) -> str:
@@ -406,7 +406,7 @@ def test_a_student_that_changed_since_it_was_trained_is_refused(trained: tuple[B
     )
     path = Path(done.uri("students/fold-1/late-0.safetensors"))
     path.write_bytes(path.read_bytes()[:-1] + b"\x01")
-    with pytest.raises(StageError, match="late-0.safetensors has changed since it was trained; remove its folder"):
+    with pytest.raises(StageError, match=r"late-0.safetensors has changed since it was trained; remove its folder"):
         Score(students=done.folder).open()
 
 

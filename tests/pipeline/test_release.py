@@ -1,0 +1,430 @@
+"""Laws of the release: every item counted once, equal runs equal bytes, and every attribute says where it is from."""
+
+import dataclasses
+import datetime
+import importlib.metadata
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from manifests.mask import decode_mask, mask_sha256
+from manifests.release import ConservationError, Counts, Model, fingerprint, read_release
+from manifests.verify import verify_release
+from pipeline.assign import GIVEN
+from pipeline.attributes import COMPUTED
+from pipeline.config import Config
+from pipeline.errors import CurateError, StageError, StorageError
+from pipeline.label import LabelConfig
+from pipeline.publish import SPLITS, Shard, publish_plan, split_of
+from pipeline.release import Run, count_items, statistics, write
+from pipeline.stage import Done, Part, iter_tables, write_manifest
+from pipeline.step import run_step, write_tables
+from tests.pipeline.test_label import MOST, rows_of
+from tests.pipeline.test_publish import LABEL_ROWS, Published, by_row, draw_published
+
+SEED = 2
+RECORDED = 1_700_000_000_123_456_789
+PROBE = {"read": 32, "undecodable": 2, "duplicate": 3, "not_sampled": 4, "sources": 6}
+FAULT = {"source": "s", "stage": "probe", "error": "Truncated", "message": "m", "items": 2}
+NAMES = sorted({*COMPUTED, "place"})
+
+
+def tables(root: Path, name: str, *parts: pa.Table) -> Done:
+    """A driver step with these tables."""
+    return run_step(str(root), name, 1, None, [], [], lambda folder: write_tables(folder, parts))
+
+
+def draw_run(made: Published, published: Done) -> Run:
+    """A run of 32 items of which 20 came to the choice and 14 were chosen."""
+    root = made.drawn.folder / "steps"
+    assigned = [
+        Part(name=f"part-0000{i}-of-00002.parquet", rows=rows, bytes=0, sha256="") for i, rows in ((0, 13), (1, 7))
+    ]
+    gone = pa.table({"embed_row": pa.array([1], pa.int32()), "duplicate_of": ["x"]})
+    cells = Counter(made.drawn.chosen.column("cell").to_pylist())
+    stages = {
+        "probe": write_manifest("probe", str(root / "probe"), [], PROBE, [FAULT]),
+        "embed": write_manifest("embed", str(root / "embed"), [], {"undecodable": 1}, []),
+        "dedupe": tables(root, "dedupe", gone, gone),
+        "assign": write_manifest("assign", str(root / "assign"), assigned, {}, []),
+        "chosen": tables(root, "chosen", made.drawn.chosen),
+        "label": made.label,
+        "score": made.score,
+        "verdict": tables(root, "verdict", made.verdicts),
+        "publish": published,
+    }
+    return Run(
+        config=Config(publish=made.config, label=LabelConfig(rows=LABEL_ROWS)),
+        seed=SEED,
+        target=14,
+        run_id="0123456789abcdef",
+        counts=count_items(stages, made.verdicts.column("decision").to_pylist()),
+        inputs={"sources": 6},
+        recorded=RECORDED,
+        given=("place",),
+        embedder="clusterfit:x",
+        models=(Model(role="teacher", id="t", sha256=made.drawn.sha256, source="given", licence="unknown"),),
+        stages=stages,
+        judge={"judged": 7},
+        plan={"quotas": {**cells, "empty": 0}},
+        faults=[FAULT],
+    )
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Published:
+    return draw_published(tmp_path_factory.mktemp("release") / "drawn")
+
+
+@pytest.fixture(scope="module")
+def run(made: Published) -> Run:
+    return draw_run(made, made.run("publish"))
+
+
+@pytest.fixture(scope="module")
+def written(made: Published, run: Run) -> Path:
+    return Path(write(str(made.drawn.folder), run, made.shards)[0])
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def rows_below(folder: Path, kind: str) -> list[dict[str, Any]]:
+    return [row for path in sorted((folder / kind).glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
+
+
+# The whole ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_release_verifies_to_the_last_pixel(written: Path, made: Published) -> None:
+    assert verify_release(written) == []
+    release = read_release(written)
+    assert release.name == written.name
+    assert release.counts == Counts(read=32, undecodable=3, duplicate=5, not_sampled=10, dropped=2, held=3, kept=9)
+    assert release.splits == {split: made.plan.column("split").to_pylist().count(split) for split in SPLITS}
+    decisions = made.verdicts.column("decision").to_pylist()
+    cells = made.drawn.chosen.column("cell").to_pylist()
+    kept = Counter(cell for cell, decision in zip(cells, decisions, strict=True) if decision == "keep")
+    assert release.cells == {cell: {"target": n, "actual": kept[cell]} for cell, n in Counter(cells).items()}
+
+
+def test_a_release_written_again_or_elsewhere_is_the_same_bytes(
+    written: Path, made: Published, run: Run, tmp_path: Path
+) -> None:
+    before = contents(written)
+    assert write(str(made.drawn.folder), run, made.shards) == (str(written), fingerprint(before["release.json"]))
+    assert contents(written) == before
+    folder, _ = write(str(tmp_path), run, made.shards)
+    assert Path(folder).name == written.name
+    assert contents(Path(folder)) == before
+
+
+@pytest.mark.parametrize("name", ["consent", "licence"])
+def test_another_config_is_another_release(written: Path, made: Published, run: Run, tmp_path: Path, name: str) -> None:
+    config = replace(run.config, publish=replace(run.config.publish, **{name: "other"}))
+    folder = Path(write(str(tmp_path), replace(run, config=config), made.shards)[0])
+    assert folder.name != written.name
+    assert verify_release(folder) == []
+    column = {"consent": "consent_status", "licence": "licence"}[name]
+    assert {row[column] for row in rows_below(folder, "manifest")} == {"other"}
+
+
+def test_another_version_of_the_tool_writes_beside_what_is_there(
+    written: Path, made: Published, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = contents(written)
+    monkeypatch.setattr(importlib.metadata, "version", lambda name: f"99.0+{name}")
+    folder = Path(write(str(made.drawn.folder), run, made.shards)[0])
+    assert folder != written
+    assert verify_release(folder) == []
+    assert contents(written) == before
+
+
+def test_a_release_that_is_there_is_never_replaced(made: Published, run: Run, tmp_path: Path) -> None:
+    folder = Path(write(str(tmp_path), run, made.shards)[0])
+    before = contents(folder)
+    with pytest.raises(CurateError, match="releases are immutable"):
+        write(str(tmp_path), replace(run, run_id="another"), made.shards)
+    assert (folder / "release.json").read_bytes() == before["release.json"]
+
+
+def test_a_release_that_cannot_be_finished_does_not_exist(made: Published, run: Run, tmp_path: Path) -> None:
+    published = run.stages["publish"]
+    part = Path(published.uri(published.parts[-1 - len(made.shards)].name))
+    part.rename(part.with_suffix(".aside"))
+    try:
+        with pytest.raises(StorageError, match=part.name):
+            write(str(tmp_path), run, made.shards)
+        assert not list(tmp_path.rglob("release.json"))
+    finally:
+        part.with_suffix(".aside").rename(part)
+    folder, _ = write(str(tmp_path), run, made.shards)
+    assert verify_release(Path(folder)) == []
+
+
+def test_a_run_that_keeps_nothing_is_a_release_without_shards(made: Published, run: Run, tmp_path: Path) -> None:
+    verdicts = [{**row, "verdict": "drop", "decision": "drop", "weight": 0.0} for row in made.verdicts.to_pylist()]
+    dropped = pa.Table.from_pylist(verdicts, schema=made.verdicts.schema)
+    labels = pa.concat_tables(iter_tables(made.label.uris()))
+    plan, shards = publish_plan(made.drawn.chosen, labels, dropped, replace(made.config, audit=0), SEED)
+    assert (plan.num_rows, shards) == (0, [])
+    stages = {
+        **run.stages,
+        "verdict": tables(tmp_path, "verdict", dropped),
+        "publish": write_manifest("publish", str(tmp_path / "publish"), [], {}, []),
+    }
+    counts = count_items(stages, dropped.column("decision").to_pylist())
+    folder = Path(write(str(tmp_path), replace(run, stages=stages, counts=counts), [])[0])
+    assert verify_release(folder) == []
+    assert len(rows_below(folder, "dropped")) == 14
+
+
+def test_stages_of_different_lengths_are_refused(made: Published, run: Run, tmp_path: Path) -> None:
+    stages = {**run.stages, "verdict": tables(tmp_path, "verdict", made.verdicts.slice(1))}
+    with pytest.raises(StageError, match="disagree on the number of chosen frames; remove the folder 'stages'"):
+        write(str(tmp_path), replace(run, stages=stages), made.shards)
+
+
+# Counts ---------------------------------------------------------------------------------------------------------------
+
+
+def staged(
+    probe: dict[str, int], embed: int, dedupe: Sequence[int], pool: Sequence[int], root: Path
+) -> dict[str, Done]:
+    gone = [pa.table({"embed_row": pa.array(range(n), pa.int32())}) for n in dedupe]
+    parts = tuple(Part(name=f"part-{i}", rows=rows, bytes=0, sha256="") for i, rows in enumerate(pool))
+    nothing = {"folder": "", "counts": {}, "faults": (), "digest": ""}
+    folder = root / "-".join(map(str, dedupe))
+    names = write_tables(folder, gone)
+    listed = tuple(Part(name=n, rows=t.num_rows, bytes=0, sha256="") for n, t in zip(names, gone, strict=True))
+    return {
+        "probe": Done(stage="probe", parts=(), **{**nothing, "counts": probe}),  # type: ignore[arg-type]
+        "embed": Done(stage="embed", parts=(), **{**nothing, "counts": {"undecodable": embed}}),  # type: ignore[arg-type]
+        "dedupe": Done(stage="dedupe", parts=listed, **{**nothing, "folder": str(folder)}),  # type: ignore[arg-type]
+        "assign": Done(stage="assign", parts=parts, **nothing),  # type: ignore[arg-type]
+    }
+
+
+AMOUNT = st.integers(0, 9)
+
+
+@settings(max_examples=40)
+@given(st.tuples(AMOUNT, AMOUNT, AMOUNT, AMOUNT), st.lists(AMOUNT, min_size=1, max_size=3), st.data())
+def test_every_item_is_counted_once(
+    tmp_path_factory: pytest.TempPathFactory, amounts: tuple[int, ...], dedupe: list[int], data: st.DataObject
+) -> None:
+    undecodable, duplicate, not_sampled, embed = amounts
+    decisions = data.draw(st.lists(st.sampled_from(["keep", "hold", "drop"]), max_size=20))
+    pool = [len(decisions), data.draw(AMOUNT)]
+    read = undecodable + duplicate + not_sampled + embed + sum(dedupe) + sum(pool)
+    probe = {"read": read, "undecodable": undecodable, "duplicate": duplicate, "not_sampled": not_sampled}
+    root = tmp_path_factory.getbasetemp() / "counts"
+    counts = count_items(staged(probe, embed, dedupe, pool, root), decisions)
+    assert sum(dataclasses.astuple(counts)) == 2 * read
+    assert (counts.kept, counts.held, counts.dropped) == tuple(decisions.count(d) for d in ("keep", "hold", "drop"))
+    assert counts.not_sampled == not_sampled + pool[1]
+    with pytest.raises(ConservationError, match="counts: read is"):
+        count_items(staged(probe | {"read": read + 1}, embed, dedupe, pool, root), decisions)
+
+
+# Tables ---------------------------------------------------------------------------------------------------------------
+
+
+def test_every_chosen_frame_is_in_manifest_or_dropped_by_its_decision(written: Path, made: Published) -> None:
+    kept, gone = rows_below(written, "manifest"), rows_below(written, "dropped")
+    ids = made.drawn.chosen.column("sample_id").to_pylist()
+    decisions = dict(zip(ids, made.verdicts.column("decision").to_pylist(), strict=True))
+    assert [row["sample_id"] for row in kept] == sorted(i for i, d in decisions.items() if d != "drop")
+    assert [row["sample_id"] for row in gone] == sorted(i for i, d in decisions.items() if d == "drop")
+    for row in kept + gone:
+        assert row["decision"] == decisions[row["sample_id"]]
+        place = {"hold": "hold", "drop": "dropped"}
+        assert row["group_id"] == row["source_sha256"].hex()
+        assert row["split"] == place.get(row["decision"]) or split_of(row["group_id"], SEED, made.config)
+        assert row["sampling_weight"] == 1 / row["inclusion_prob"] == 2
+        assert (row["run_id"], row["teacher_id"], row["subject_ids"]) == ("0123456789abcdef", "t", [])
+    assert [row["embedding_row"] for row in kept] == list(range(len(kept)))
+    vectors = rows_below(written, "embeddings")
+    assert [row["sample_id"] for row in vectors] == [row["sample_id"] for row in kept]
+
+
+def test_a_row_tells_of_the_mask_that_was_published_and_else_of_the_label(
+    written: Path, made: Published, run: Run
+) -> None:
+    published = {sample["sample_id"]: sample for sample in by_row(run.stages["publish"]).values()}
+    labels = {row["sample_id"]: row for row in rows_of(made.label)}
+    seen = Counter()
+    for row in rows_below(written, "manifest") + rows_below(written, "dropped"):
+        sample = published.get(row["sample_id"])
+        label = labels[row["sample_id"]]
+        teacher = decode_mask(label["mask"], MOST)
+        told = sample or label
+        for name in ("mask_area_px", "mask_components"):
+            assert row[name] == told[name]
+        assert row["mask_sha256"] == (sample["mask_sha256"] if sample else None)
+        assert (row["shard"], row["shard_row"]) == ((sample["shard"], sample["shard_row"]) if sample else (None, None))
+        assert row["label_source"] == "pseudo"
+        seen[row["mask_sha256"] == mask_sha256(teacher)] += 1
+    assert seen[True] > 5
+    assert seen[False] >= 2
+
+
+def test_what_the_judge_says_is_there_where_a_judge_looked(written: Path, made: Published) -> None:
+    verdicts = {row["sample_id"]: row for row in made.verdicts.to_pylist()}
+    for row in rows_below(written, "manifest") + rows_below(written, "dropped"):
+        verdict = verdicts[row["sample_id"]]
+        if verdict["q"] is None:
+            assert row["judge"] is None
+            continue
+        assert row["judge"]["cluster"] == str(row["cluster_path"][0])
+        facts = {name: row["judge"][name] for name in ("q", "gate", "calibrated", "miss", "fold")}
+        assert facts == {"q": 0.5, "gate": "passed", "calibrated": False, "miss": 0.25, "fold": 0}
+        assert row["student_iou"] == 0.5
+
+
+def test_a_frame_without_a_label_says_so(made: Published, run: Run, tmp_path: Path) -> None:
+    parts = list(iter_tables(made.label.uris()))
+    rows = [row for part in parts for row in part.to_pylist()]
+    gone = next(i for i, d in enumerate(made.verdicts.column("decision").to_pylist()) if d == "drop")
+    rows[gone] = {"row": gone, "sample_id": rows[gone]["sample_id"], "fault": "gone"}
+    table = pa.Table.from_pylist(rows, schema=parts[0].schema)
+    plan, shards = publish_plan(made.drawn.chosen, table, made.verdicts, made.config, SEED)
+    other = replace(made, label=tables(tmp_path, "label", *cut(table)), plan=plan, shards=shards)
+    stages = {**run.stages, "label": other.label, "publish": other.run("publish-gone")}
+    folder = Path(write(str(tmp_path), replace(run, stages=stages), shards)[0])
+    assert verify_release(folder) == []
+    sample = made.drawn.chosen.column("sample_id")[gone].as_py()
+    (row,) = (row for row in rows_below(folder, "dropped") if row["sample_id"] == sample)
+    facts = ("label_source", "mask_area_px", "mask_sha256", "label_confidence", "shard")
+    assert [row[name] for name in facts] == ["none", None, None, None, None]
+
+
+def cut(table: pa.Table) -> list[pa.Table]:
+    return [table.slice(start, LABEL_ROWS) for start in range(0, table.num_rows, LABEL_ROWS)]
+
+
+# Attributes -----------------------------------------------------------------------------------------------------------
+
+
+def known(made: Published) -> dict[tuple[str, str], tuple[str | None, str, str | None]]:
+    """(sample, attribute) -> (value, provenance, source): the user's word first, then the pixels', else unknown."""
+    found = {}
+    for row in made.drawn.chosen.to_pylist():
+        for name in NAMES:
+            given_value, computed = row.get(GIVEN + name), row.get(name)
+            if given_value is not None:
+                found[row["sample_id"], name] = (given_value, "source", "attributes file")
+            elif computed is not None:
+                found[row["sample_id"], name] = (computed, "model", "pixels")
+            else:
+                found[row["sample_id"], name] = (None, "unknown", None)
+    return found
+
+
+def test_an_attribute_says_whether_it_was_given_computed_or_is_unknown(written: Path, made: Published) -> None:
+    expected = known(made)
+    assert {provenance for _, provenance, _ in expected.values()} == {"source", "model", "unknown"}
+    for row in rows_below(written, "manifest") + rows_below(written, "dropped"):
+        assert sorted(row["attr"]) == NAMES
+        for name, said in row["attr"].items():
+            assert (said["value"], said["provenance"], said["source_id"]) == expected[row["sample_id"], name]
+            assert said["confidence"] is None
+
+
+def test_what_the_user_gave_wins_over_the_pixels(made: Published, run: Run, tmp_path: Path) -> None:
+    values = pa.array(["bright" if i % 2 else None for i in range(14)], pa.string())
+    chosen = made.drawn.chosen.append_column(GIVEN + "lighting_level", values)
+    stages = {**run.stages, "chosen": tables(tmp_path, "chosen", chosen)}
+    other = replace(run, stages=stages, given=("lighting_level", "place"))
+    folder = Path(write(str(tmp_path), other, made.shards)[0])
+    assert verify_release(folder) == []
+    expected = known(replace(made, drawn=replace(made.drawn, chosen=chosen)))
+    sources = Counter()
+    for row in rows_below(folder, "manifest") + rows_below(folder, "dropped"):
+        said = row["attr"]["lighting_level"]
+        assert (said["value"], said["provenance"], said["source_id"]) == expected[row["sample_id"], "lighting_level"]
+        sources[said["provenance"]] += 1
+    assert sources == {"source": 7, "model": 7}
+
+
+def test_evidence_has_one_row_for_every_known_attribute(written: Path, made: Published) -> None:
+    rows = rows_below(written, "evidence")
+    found = {(row["sample_id"], row["name"]): (row["value"], row["provenance"], row["source_id"]) for row in rows}
+    assert len(found) == len(rows)
+    assert found == {key: said for key, said in known(made).items() if said[1] != "unknown"}
+    assert [(row["sample_id"], row["name"]) for row in rows] == sorted(found)
+    when = datetime.datetime(2023, 11, 14, 22, 13, 20, tzinfo=datetime.UTC)
+    assert {row["recorded_at"] for row in rows} == {when}
+
+
+# Documents ------------------------------------------------------------------------------------------------------------
+
+
+def test_statistics_add_up(written: Path) -> None:
+    stats = json.loads((written / "stats.json").read_bytes())
+    rows = rows_below(written, "manifest") + rows_below(written, "dropped")
+    for name, column in (("decisions", "decision"), ("verdicts", "verdict"), ("splits", "split")):
+        assert stats[name] == Counter(row[column] for row in rows)
+        assert sum(stats[name].values()) == len(rows) == 14
+    assert stats["sources"] == 6
+    assert stats["judge"] == {"judged": 7}
+    assert sorted(stats["attributes"]) == NAMES
+    for name, values in stats["attributes"].items():
+        for decision in ("keep", "hold", "drop"):
+            assert sum(value[decision] for value in values.values()) == stats["decisions"][decision]
+        said = [row["attr"][name]["value"] for row in rows]
+        assert {value: sum(n.values()) for value, n in values.items()} == Counter(v or "unknown" for v in said)
+
+
+def test_statistics_of_a_table_are_counts_of_its_rows(run: Run) -> None:
+    attr = pa.struct([pa.field(name, pa.struct([pa.field("value", pa.string())])) for name in NAMES])
+    rows = [
+        {
+            "decision": decision,
+            "verdict": decision,
+            "split": "train",
+            "source_uri": source,
+            "attr": {name: {"value": value} for name in NAMES},
+        }
+        for decision, source, value in (("keep", "a", "x"), ("keep", "a", None), ("drop", "b", "x"))
+    ]
+    schema = pa.schema([*((n, pa.string()) for n in ("decision", "verdict", "split", "source_uri")), ("attr", attr)])
+    found = statistics(pa.Table.from_pylist(rows, schema=schema), run)
+    assert found["decisions"] == found["verdicts"] == {"keep": 2, "drop": 1}
+    assert (found["sources"], found["splits"]) == (2, {"train": 3})
+    values = {"x": {"keep": 1, "hold": 0, "drop": 1}, "unknown": {"keep": 1, "hold": 0, "drop": 0}}
+    assert found["attributes"] == dict.fromkeys(NAMES, values)
+
+
+def test_config_and_lineage_name_all_that_had_a_part(written: Path, run: Run) -> None:
+    config = json.loads((written / "config.json").read_bytes())
+    assert (config["seed"], config["target_size"]) == (SEED, 14)
+    assert config["config"]["publish"]["audit"] == 1
+    lineage = json.loads((written / "lineage.json").read_bytes())
+    assert {name: stage["digest"] for name, stage in lineage["stages"].items()} == {
+        name: done.digest for name, done in run.stages.items()
+    }
+    assert lineage["set_aside"] == {"probe: Truncated": 1}
+    assert lineage["first_set_aside"] == [FAULT]
+
+
+def test_shards_are_copied_in_the_order_of_the_plan(written: Path, made: Published) -> None:
+    def ids(shard: Shard) -> list[str]:
+        path = written / "shards" / shard.split / f"{shard.number:05d}-of-{shard.shards:05d}.parquet"
+        found: list[str] = pq.read_table(path, columns=["sample_id"]).column("sample_id").to_pylist()
+        return found
+
+    for shard in made.shards:
+        planned = made.plan.slice(shard.start, shard.stop - shard.start).column("sample_id").to_pylist()
+        assert ids(shard) == sorted(planned)
+    assert len(list((written / "shards").rglob("*.parquet"))) == len(made.shards)
