@@ -108,7 +108,7 @@ def _verify(values: argparse.Namespace, console: Console) -> int:
         wrong += len(problems)
         for problem in problems:
             console.print(f"{folder / problem.path}: {problem.message}", markup=False, highlight=False)
-        state = f"{len(problems)} problems" if problems else "good"
+        state = f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "good"
         print(f"{folder}: {state}")  # noqa: T201
     return 1 if wrong else 0
 

@@ -73,7 +73,7 @@ class Config:
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
     driver: DriverConfig = field(default_factory=DriverConfig)
-    price: PriceConfig = field(default_factory=PriceConfig)
+    price: PriceConfig = field(default_factory=PriceConfig, metadata={"identity": False})
 
 
 def read_config(path: Path | None) -> Config:

@@ -157,6 +157,7 @@ def survey(job: Job) -> dict[str, Done]:
     table, hidden = list_sources(job.inputs)
     digest = digest_of([table.column(name).to_pylist() for name in table.column_names])
     sources = job.step("sources", None, [digest], [], lambda folder: write_tables(folder, [table]))
+    _given(job, sources)  # a bad table is refused before anything is decoded
     spans = probe_spans(sources.uris()[0], table.column("bytes").to_pylist(), job.config.probe)
     probe = job.stage(Probe(config=job.config.probe.scan), spans, sources)
     _quarantine(job, {"probe": probe})

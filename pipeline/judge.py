@@ -210,15 +210,16 @@ class Fold:
         return Output(table=pa.Table.from_pylist(rows), counts={"examples": len(examples)})
 
     def _pseudo_examples(self, allowed: NDArray[np.bool_], keys: NDArray[np.uint64]) -> list[Example]:
-        rows = np.flatnonzero(allowed)
-        wanted = set(rows[np.argsort(keys[rows], kind="stable")][: self.config.examples].tolist())
         done = read_manifest(self.labels)
         if done is None:
             raise StageError(f"the label stage {self.labels} is not finished")
+        faults = [fault for part in iter_tables(done.uris(), ["fault"]) for fault in part.column("fault").to_pylist()]
+        rows = np.flatnonzero(allowed & np.array([fault is None for fault in faults], np.bool_))
+        wanted = set(rows[np.argsort(keys[rows], kind="stable")][: self.config.examples].tolist())
         examples = []
         for part in iter_tables(done.uris(), ["row", "picture", "soft"]):
             for row in part.to_pylist():
-                if row["row"] in wanted and row["picture"] is not None:
+                if row["row"] in wanted:
                     target = decode_soft(row["soft"], MAX_PIXELS) >= 0.5
                     examples.append(Example(image=decode_jpeg(row["picture"]), target=target.astype(np.uint8)))
         return examples

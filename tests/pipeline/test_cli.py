@@ -409,6 +409,6 @@ def test_a_release_whose_list_was_edited_is_told(root: Path, capsys: Said) -> No
             shown.err
             == f"{one}/release.json: release.json is not in canonical form (sorted keys, no spaces): was it edited?\n"
         )
-        assert shown.out == f"{one}: 1 problems\n"
+        assert shown.out == f"{one}: 1 problem\n"
     finally:
         (one / "release.json").write_bytes(before)

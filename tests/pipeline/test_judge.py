@@ -367,15 +367,21 @@ def test_what_a_student_judges_had_no_part_in_its_training(trained: tuple[Bench,
     assert students_of(other)[1] != students_of(done)[1]
 
 
-def test_at_most_the_stated_examples_are_used_those_of_the_smallest_hashes(trained: tuple[Bench, Done]) -> None:
+def test_at_most_the_stated_examples_are_used_those_of_the_smallest_hashes(
+    trained: tuple[Bench, Done], tmp_path: Path
+) -> None:
     made, _ = trained
-    done = made.fold("two", JudgeConfig(folds=2, examples=2, student=QUICK))
+    config = JudgeConfig(folds=2, examples=2, student=QUICK)
+    done = made.fold("two", config)
     fold, keys = fold_column(made), pq.read_table(made.folds.uris()[0]).column("key").to_pylist()
-    expected = 0
-    for student in (0, 1):
-        allowed = sorted((keys[i], i) for i in range(len(fold)) if fold[i] != student)[:2]
-        expected += 2 + sum(i != BROKEN for _, i in allowed)
-    assert done.counts["examples"] == expected
+    good = [i for i in range(len(fold)) if i != BROKEN]
+    used = [sorted((i for i in good if fold[i] != f), key=keys.__getitem__)[:2] for f in (0, 1)]
+    assert done.counts["examples"] == sum(2 + len(mine) for mine in used)
+    unused = sorted(set(range(len(fold))) - {*used[0], *used[1]})
+    assert students_of(bench(tmp_path / "a", inverted=unused).fold("fold", config)) == students_of(done)
+    other = students_of(bench(tmp_path / "b", inverted=used[0]).fold("fold", config))
+    assert other[0] != students_of(done)[0]
+    assert other[1] == students_of(done)[1]
 
 
 def test_every_label_is_scored_by_the_student_of_its_fold(trained: tuple[Bench, Done]) -> None:
@@ -544,6 +550,19 @@ def test_a_policy_acts_on_the_worst_labels_in_its_own_way(policy: Policy, allowe
     assert sum(acted[verdict] for verdict in allowed) > 0.7 * sum(acted.values())
     good = [row["verdict"] for row, wrong in zip(rows, bad, strict=True) if not wrong]
     assert good.count("drop") == 0
+
+
+def test_no_class_of_an_attribute_is_emptied_whoever_is_not_judged() -> None:
+    case = docket(5, 400, bad=0.15, unjudged=0.3, faulty=0.1)
+    wrong = [(row["miss"] or 0) + (row["extra"] or 0) > 0.2 for row in case.scores.to_pylist()]
+    dim = Docket(
+        scores=case.scores, labels=case.labels, folds=case.folds, groups={"light": np.where(wrong, "dim", "normal")}
+    )
+    rows, _ = dim.judge(JudgeConfig(policy="drop"))
+    kept = [row["decision"] == "keep" for row, bad in zip(rows, wrong, strict=True) if bad]
+    assert 0.4 <= np.mean(kept) < 0.5
+    free, _ = case.judge(JudgeConfig(policy="drop"))
+    assert np.mean([row["decision"] == "keep" for row, bad in zip(free, wrong, strict=True) if bad]) < 0.3
 
 
 def test_where_nobody_knows_who_is_wrong_nothing_is_dropped() -> None:
