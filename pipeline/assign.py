@@ -15,7 +15,7 @@ import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar
@@ -280,18 +280,26 @@ def plan_selection(assigned: Done, target: int, config: SelectConfig) -> dict[st
 
 def choose(selected: Done, plan: Mapping[str, Any]) -> pa.Table:
     """Exactly the quotas, sorted by (hash of source, source, frame), with inclusion probabilities."""
-    tables = [read_span(Span(uri=uri)) for uri in selected.uris()]
-    survivors = pa.concat_tables([t for t in tables if t.num_rows] or tables[:1])
-    cells = survivors.column("cell").to_pylist()
-    keys = survivors.column("key").to_numpy()
-    rows = trim(cells, keys, survivors.column("sample_id").to_pylist(), plan["quotas"])
-    chosen = survivors.take(pa.array(rows))
+    slim = pa.concat_tables(read_span(Span(uri=uri), ["sample_id", "key", "cell"]) for uri in selected.uris())
+    cells = slim.column("cell").to_pylist()
+    rows = trim(cells, slim.column("key").to_numpy(), slim.column("sample_id").to_pylist(), plan["quotas"])
+    chosen = pa.concat_tables(_rows_of(selected.uris(), rows))
     share = [plan["quotas"][cell] / plan["counts"][cell] for cell in chosen.column("cell").to_pylist()]
     chosen = chosen.append_column("inclusion_prob", pa.array(share, pa.float64()))
     uris = chosen.column("source_uri").to_pylist()
     frames = chosen.column("frame_index").to_pylist()
     order = sorted(range(len(uris)), key=lambda i: (_scatter(uris[i]), uris[i], frames[i]))
     return chosen.take(pa.array(order, pa.int64()))
+
+
+def _rows_of(uris: Sequence[str], rows: NDArray[np.int64]) -> Iterator[pa.Table]:
+    """The given rows, ascending, of tables that stand one behind another; one table in memory at a time."""
+    start = 0
+    for uri in uris:
+        table = read_span(Span(uri=uri))
+        mine = rows[(rows >= start) & (rows < start + table.num_rows)] - start
+        start += table.num_rows
+        yield table.take(pa.array(mine))
 
 
 def balanced_attributes(config: SelectConfig, given: Given | None) -> tuple[str, ...]:

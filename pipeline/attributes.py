@@ -98,12 +98,13 @@ def read_given(uri: str, sources: Sequence[str]) -> Given:
     names = tuple(sorted(n for n in table.column_names if n != "source"))
     _check_names(uri, names)
     columns = {name: [_clean(v) for v in table.column(name).to_pylist()] for name in names}
-    index = _tails(sources)
+    keys = [key.removeprefix("./") for key in map(str, table.column("source").to_pylist())]
+    index = _tails(sources, set(keys))
     values: dict[str, tuple[str | None, ...]] = {}
-    for row, key in enumerate(str(v) for v in table.column("source").to_pylist()):
-        found = index.get(key.lstrip("/") if not storage.is_local(key) else key.removeprefix("./"), ())
+    for row, key in enumerate(keys):
+        found = index.get(key, ())
         if len(found) > 1:
-            raise InputError(f"{uri} row {row + 1}: source '{key}' fits {len(found)} inputs; write more of its path")
+            raise InputError(f"{uri} row {row + 1}: source '{key}' fits several inputs; write more of its path")
         for source in found:
             given = tuple(columns[name][row] for name in names)
             if values.setdefault(source, given) != given:
@@ -142,13 +143,14 @@ def _clean(value: object) -> str | None:
     return text[:256] or None
 
 
-def _tails(sources: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    index: dict[str, tuple[str, ...]] = {}
+def _tails(sources: Sequence[str], wanted: set[str]) -> dict[str, list[str]]:
+    """For each wanted tail of a path, the first two sources it fits: more than one is too many."""
+    index: dict[str, list[str]] = {}
     for source in sources:
         parts = PurePosixPath(source).parts
-        tails = {"/".join(parts[i:]).lstrip("/") for i in range(len(parts))} | {source}
-        for tail in tails:
-            index[tail] = (*index.get(tail, ()), source)
+        for tail in {source, *("/".join(parts[i:]).lstrip("/") for i in range(len(parts)))} & wanted:
+            if len(index.setdefault(tail, [])) < 2:
+                index[tail].append(source)
     return index
 
 

@@ -23,7 +23,7 @@ from pipeline.driver import curate, estimate, train_teacher  # noqa: E402
 from pipeline.errors import CurateError, UsageError  # noqa: E402
 from pipeline.job import Job, Result  # noqa: E402
 from pipeline.plan import Plan, PriceConfig  # noqa: E402
-from pipeline.runner import Runner, beam_flags, quiet_beam, unknown_beam_flags  # noqa: E402
+from pipeline.runner import REMOTE, Runner, beam_flags, quiet_beam, unknown_beam_flags  # noqa: E402
 from pipeline.threads import one_thread  # noqa: E402
 
 
@@ -61,6 +61,8 @@ def _run(values: argparse.Namespace, console: Console) -> int:
     unknown = unknown_beam_flags(values.beam)
     if unknown:
         raise UsageError(f"Beam does not know '--{unknown[0]}'{did_you_mean(unknown[0], beam_flags())}")
+    if values.runner in REMOTE and storage.is_local(values.output):
+        raise UsageError(f"--runner {values.runner} has workers elsewhere; give an --output they can reach, as gs://…")
     job = Job(
         inputs=tuple(values.input),
         labelled=values.labelled,

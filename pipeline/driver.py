@@ -69,14 +69,16 @@ def curate(job: Job) -> Result:
     """
     started = time.monotonic()
     storage.check_writable(job.output)
+    _check_apart(job)
     with storage.lock(job.output):
         labelled = labelled_digest(job.labelled)
         _check_teacher(job)
         taken = _take(job)
-        judged = _label(job, taken, labelled)
+        teacher = _teacher(job, labelled)
+        judged = _label(job, taken, teacher, labelled)
         judged |= _judge(job, taken["chosen"], judged)
         judged |= _publish(job, taken["chosen"], judged)
-        return _release(job, {**taken, **judged}, labelled, started)
+        return _release(job, {**taken, **judged}, teacher, labelled, started)
 
 
 def estimate(job: Job) -> Plan:
@@ -236,7 +238,7 @@ def _choose(job: Job, assign: Done) -> dict[str, Done]:
     plan = json.loads(storage.read_bytes(planned.uri("plan.json")))
     chosen = job.step(
         "chosen",
-        None,
+        job.config.label.rows,
         [select, planned],
         [],
         lambda folder: write_tables(folder, [choose(select, plan)], job.config.label.rows),
@@ -245,9 +247,8 @@ def _choose(job: Job, assign: Done) -> dict[str, Done]:
     return {"plan": planned, "select": select, "chosen": chosen}
 
 
-def _label(job: Job, taken: Mapping[str, Done], labelled: str) -> dict[str, Done]:
+def _label(job: Job, taken: Mapping[str, Done], teacher: Weights, labelled: str) -> dict[str, Done]:
     config, chosen = job.config.label, taken["chosen"]
-    teacher = _teacher(job, labelled)
     label = job.stage(_label_work(job, teacher), label_spans(chosen.uris()[0], chosen.rows, config), chosen)
     gold = job.step(
         "gold",
@@ -267,7 +268,7 @@ def _judge(job: Job, chosen: Done, labels: Mapping[str, Done]) -> dict[str, Done
     fold_rows, facts = fold_tables(table, group_column(table), config)
     folds = job.step(
         "folds",
-        [config.folds, config.similar],
+        [config.folds, config.similar, rows],
         [chosen],
         ["numpy"],
         lambda folder: [*write_tables(folder, [fold_rows], rows), write_json(folder, "folds.json", facts)],
@@ -275,7 +276,7 @@ def _judge(job: Job, chosen: Done, labels: Mapping[str, Done]) -> dict[str, Done
     if facts["reason"]:
         job.say("folds", f"labels are not judged: {facts['reason']}")
     pair = (Span(uri=folds.uris()[0]), Span(uri=gold.uris()[0]))
-    work = Fold(config=config, seed=job.seed, labels=label.folder)
+    work = Fold(student=config.student, examples=config.examples, seed=job.seed, labels=label.folder)
     fold = job.stage(work, [pair] * facts["folds"], label, folds, gold)
     spans = [
         (Span(uri=uri), Span(uri=folds.uris()[0], start=i * rows, stop=(i + 1) * rows))
@@ -286,7 +287,7 @@ def _judge(job: Job, chosen: Done, labels: Mapping[str, Done]) -> dict[str, Done
         "verdict",
         config,
         [score, folds, label, chosen],
-        ["numpy", "scikit-learn"],
+        ["scikit-learn", "scipy"],
         lambda folder: _write_verdicts(folder, job, chosen, label, folds, score),
     )
     return {"folds": folds, "fold": fold, "score": score, "verdict": verdict}
@@ -322,10 +323,10 @@ def _placement(job: Job, chosen: Done, label: Done, verdict: Done) -> tuple[pa.T
     return publish_plan(rows, labels, read_span(Span(uri=verdict.uris()[0])), job.config.publish, job.seed)
 
 
-def _release(job: Job, stages: Mapping[str, Done], labelled: str, started: float) -> Result:
+def _release(job: Job, stages: Mapping[str, Done], teacher: Weights, labelled: str, started: float) -> Result:
     verdict = read_span(Span(uri=stages["verdict"].uris()[0]))
     sources = read_span(Span(uri=stages["sources"].uris()[0]))
-    given = _given(job, stages["sources"])
+    chosen = read_span(Span(uri=stages["chosen"].uris()[0]))
     run = Run(
         config=job.config,
         seed=job.seed,
@@ -339,9 +340,9 @@ def _release(job: Job, stages: Mapping[str, Done], labelled: str, started: float
             "labelled_sha256": labelled,
         },
         recorded=max(sources.column("modified_ns").to_pylist()),
-        given=given.names if given else (),
+        given=tuple(given_names(chosen)),
         embedder=f"clusterfit:{job.config.cluster.fit.network}",
-        models=_models(job, stages, labelled),
+        models=_models(job, stages, teacher),
         stages=stages,
         judge=json.loads(storage.read_bytes(stages["verdict"].uri("judge.json"))),
         plan=json.loads(storage.read_bytes(stages["plan"].uri("plan.json"))),
@@ -353,14 +354,13 @@ def _release(job: Job, stages: Mapping[str, Done], labelled: str, started: float
     if problems:
         raise StageError(f"{folder}/{problems[0].path}: {problems[0].message} ({len(problems)} problems); run again")
     kinds = verdict.column("verdict").to_pylist()
-    uris = read_span(Span(uri=stages["chosen"].uris()[0]), ["source_uri"]).column("source_uri").to_pylist()
     return Result(
         release=folder,
         verified=storage.is_local(folder),
         fingerprint=fingerprint,
         counts=run.counts,
         verdicts={kind: kinds.count(kind) for kind in ("keep", "weight", "correct", "hold", "drop")},
-        sources=len(set(uris)),
+        sources=len(set(chosen.column("source_uri").to_pylist())),
         seconds=time.monotonic() - started,
     )
 
@@ -398,7 +398,7 @@ def _teacher(job: Job, labelled: str) -> Weights:
         job.say("teach", f"held-out IoU {result.held_out_iou:.3f}")
         return [result.checkpoint.name, "curve.csv"]
 
-    libraries = ["numpy", "opencv-python-headless", "torch"]
+    libraries = ["opencv-python-headless", "pillow", "torch"]
     try:
         done = job.step("teach", [identity(config), threads, job.seed], [labelled], libraries, make)
     except LabelledError as error:
@@ -434,8 +434,7 @@ def _sha256(uri: str) -> str:
         return sha256_file(path)
 
 
-def _models(job: Job, stages: Mapping[str, Done], labelled: str) -> tuple[Model, ...]:
-    teacher = _teacher(job, labelled)
+def _models(job: Job, stages: Mapping[str, Done], teacher: Weights) -> tuple[Model, ...]:
     with storage.local_copy(teacher.uri) as path:
         name = load_teacher(path).id
     source = "given with --teacher" if job.teacher else "trained on the labelled set"
@@ -455,6 +454,14 @@ def _quarantine(job: Job, stages: Mapping[str, Done]) -> list[dict[str, object]]
     data = json.dumps(faults, indent=1, sort_keys=True, ensure_ascii=False)
     storage.write_bytes(storage.join(job.output, "quarantine.json"), data.encode())
     return faults
+
+
+def _check_apart(job: Job) -> None:
+    """Refuses an output below an input: the next run would take its own shards for sources."""
+    output = Path(job.output).resolve()
+    for given in job.inputs:
+        if storage.is_local(given) and storage.is_local(job.output) and output.is_relative_to(Path(given).resolve()):
+            raise InputError(f"--output {job.output} is inside --input {given}; choose an output elsewhere")
 
 
 def _check_room(job: Job, chosen: Done) -> None:

@@ -7,7 +7,6 @@ picture is no duplicate: mirroring is an augmentation, and its mask differs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -60,43 +59,49 @@ def find_duplicates(
     Returns:
         (N,) index of the kept frame that each duplicates, -1 where it is kept.
     """
-    near: dict[int, list[int]] = {}
-    for a, b in _near_pairs(hashes, sources, config.distance):
-        if float(vectors[a] @ vectors[b]) >= config.cosine:
-            near.setdefault(b, []).append(a)
     of = np.full(len(ids), -1, np.int64)
     first: dict[str | bytes, int] = {}  # id or content -> the kept frame that has it
+    seen = _Kept(hashes, sources, vectors, config)
     for frame, keys in enumerate(zip(ids.tolist(), content.tolist(), strict=True)):
-        kept = [first[key] for key in keys if key in first] + [other for other in near.get(frame, ()) if of[other] < 0]
-        if kept:
-            of[frame] = min(kept)
+        kept = [first[key] for key in keys if key in first]
+        near = seen.nearest(frame)
+        if kept or near is not None:
+            of[frame] = min([*kept, *([] if near is None else [near])])
         else:
             first.update(dict.fromkeys(keys, frame))
+            seen.add(frame)
     return of
 
 
-def _near_pairs(hashes: NDArray[np.uint64], sources: NDArray[np.int64], distance: int) -> Iterator[tuple[int, int]]:
-    """Pairs of two sources, the earlier first, within a Hamming distance below 4.
+class _Kept:
+    """The frames kept so far, found by the bands of their hashes.
 
-    By the pigeonhole principle they share one of the 4 bands.
+    Hashes within a Hamming distance below 4 share one of 4 bands of 16 bits (pigeonhole principle).
     """
-    bands = hashes.view(np.uint16).reshape(-1, BANDS)
-    seen: set[tuple[int, int]] = set()
-    for band in range(BANDS):
-        order = np.argsort(bands[:, band], kind="stable")
-        edges = np.flatnonzero(np.diff(bands[order, band])) + 1
-        for group in np.split(order, edges):
-            for pair in _within(group, hashes, sources, distance):
-                if pair not in seen:
-                    seen.add(pair)
-                    yield pair
 
+    def __init__(
+        self,
+        hashes: NDArray[np.uint64],
+        sources: NDArray[np.int64],
+        vectors: NDArray[np.float32],
+        config: DuplicateConfig,
+    ) -> None:
+        self._hashes, self._sources, self._vectors, self._config = hashes, sources, vectors, config
+        self._bands = hashes.view(np.uint16).reshape(-1, BANDS).tolist()
+        self._buckets: dict[tuple[int, int], list[int]] = {}
 
-def _within(
-    group: NDArray[np.int64], hashes: NDArray[np.uint64], sources: NDArray[np.int64], distance: int
-) -> Iterator[tuple[int, int]]:
-    for i, a in enumerate(group[:-1]):
-        rest = group[i + 1 :]
-        close = (np.bitwise_count(hashes[rest] ^ hashes[a]) <= distance) & (sources[rest] != sources[a])
-        for b in rest[close]:
-            yield (int(min(a, b)), int(max(a, b)))
+    def add(self, frame: int) -> None:
+        """Remembers a frame."""
+        for key in enumerate(self._bands[frame]):
+            self._buckets.setdefault(key, []).append(frame)
+
+    def nearest(self, frame: int) -> int | None:
+        """The first kept frame of another source that looks the same, or None."""
+        found = [other for key in enumerate(self._bands[frame]) for other in self._buckets.get(key, ())]
+        if not found:
+            return None
+        others = np.unique(np.array(found, np.int64))
+        apart = np.bitwise_count(self._hashes[others] ^ self._hashes[frame])
+        others = others[(apart <= self._config.distance) & (self._sources[others] != self._sources[frame])]
+        alike = others[self._vectors[others] @ self._vectors[frame] >= self._config.cosine]
+        return int(alike[0]) if len(alike) else None

@@ -177,7 +177,13 @@ def _verify(table: argparse._SubParsersAction[Parser]) -> Parser:
 
 def _common(parser: Parser, *, workers: bool = True) -> None:
     add = parser.add_argument
-    add("--output", required=True, metavar="DIR", help="where stages and releases go; a killed run resumes from it")
+    add(
+        "--output",
+        type=_folder,
+        required=True,
+        metavar="DIR",
+        help="where stages and releases go; a killed run resumes from it",
+    )
     add("--config", type=Path, metavar="FILE", help="TOML file with the settings of the stages")
     add("--seed", type=_natural, default=0, metavar="S", help="of every random choice (default 0)")
     if workers:
@@ -189,6 +195,12 @@ def _common(parser: Parser, *, workers: bool = True) -> None:
             metavar="W",
             help=f"threads on this machine (default {cores}); never changes the result",
         )
+
+
+def _folder(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must name a folder, got nothing")
+    return text
 
 
 def _positive(text: str) -> int:

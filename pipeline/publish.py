@@ -26,6 +26,8 @@ from students.agreement import correct
 
 SPLITS = ("train", "val", "test", "hold", "audit")
 MAX_PIXELS = 1 << 28
+SHARD_PIXELS = 1 << 30
+"""Most pixels of a shard: about half a gigabyte of JPEG."""
 
 PLAN = pa.schema(
     [
@@ -222,14 +224,15 @@ def publish_plan(
             placed["hold"].append(row)
         elif row in audit:
             placed["audit"].append(row)
+    sizes = (chosen.column(name).to_numpy().astype(np.int64) for name in ("width", "height"))
+    pixels = np.multiply(*sizes)
     shards: list[Shard] = []
     order: list[tuple[str, int, int]] = []
     for split in SPLITS:
         rows = placed[split]
-        count = -(-len(rows) // config.rows)
-        for shard in range(count):
-            part = rows[shard * config.rows : (shard + 1) * config.rows]
-            shards.append(Shard(split, shard, count, len(order), len(order) + len(part)))
+        parts = _cut(rows, pixels, config.rows)
+        for shard, part in enumerate(parts):
+            shards.append(Shard(split, shard, len(parts), len(order), len(order) + len(part)))
             order += [(split, shard, row) for row in part]
     take = pa.array([row for _, _, row in order], pa.int64())
     columns = {name: chosen.column(name).take(take) for name in PLAN.names if name in chosen.column_names}
@@ -256,6 +259,19 @@ def publish_spans(
     parts = sorted({row // label_rows for row in rows[shard.start : shard.stop]})
     pairs = [Span(uri=uris[part]) for part in parts for uris in (labels, scores)]
     return (Span(uri=plan_uri, start=shard.start, stop=shard.stop), *pairs)
+
+
+def _cut(rows: Sequence[int], pixels: NDArray[np.int64], most: int) -> list[list[int]]:
+    """Rows in runs of at most ``most`` rows and, unless one alone has more, ``SHARD_PIXELS`` pixels."""
+    parts: list[list[int]] = []
+    held = 0
+    for row in rows:
+        if not parts or len(parts[-1]) >= most or held + pixels[row] > SHARD_PIXELS:
+            parts.append([])
+            held = 0
+        parts[-1].append(row)
+        held += int(pixels[row])
+    return parts
 
 
 class _Masks:

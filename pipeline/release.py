@@ -11,7 +11,7 @@ import importlib.metadata
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,9 @@ class Run:
 
 
 def write(root: str, run: Run, shards: Sequence[Shard]) -> tuple[str, str]:
-    """Writes the release of a run below ``root/releases``; equal runs give equal bytes.
+    """Writes the release of a run below ``root/releases``, named by its content, unless it is there.
+
+    Equal runs give equal bytes and names; another content has another name, so a release is never written over.
 
     Returns:
         The folder and the fingerprint of the release.
@@ -107,14 +109,11 @@ def write(root: str, run: Run, shards: Sequence[Shard]) -> tuple[str, str]:
         StageError: the stages do not fit each other.
     """
     columns = _columns(run)
-    content = canonical_json({name: done.digest for name, done in sorted(run.stages.items())})
-    versions = {name: importlib.metadata.version(name) for name in ("curate", *PACKAGES)}
-    made_by = canonical_json([identity(run.config), versions])
-    name = f"r-{hashlib.sha256(content + made_by).hexdigest()[:12]}"
-    folder = storage.join(root, "releases", name)
-    entries = [*_tables(folder, run, columns), *_copy_shards(folder, run, shards), *_documents(folder, run, columns)]
+    made = [*_tables(run, columns), *_documents(run, columns)]
+    parts = _shard_parts(run, shards)
+    entries = [entry for entry, _ in (*made, *parts)]
     release = Release(
-        name=name,
+        name="unnamed",
         schemas={**dict.fromkeys(SCHEMA_NAMES, SCHEMA_VERSION), "release": RELEASE_VERSION},
         config_fingerprint=sha256_hex(canonical_json(identity(run.config))),
         parents=(),
@@ -130,9 +129,27 @@ def write(root: str, run: Run, shards: Sequence[Shard]) -> tuple[str, str]:
         files=tuple(sorted(entries, key=lambda entry: entry.path)),
         erasures=(),
     )
-    data = render_release(release)
+    release = replace(release, name=f"r-{fingerprint(render_release(release))[:12]}")
+    folder, data = storage.join(root, "releases", release.name), render_release(release)
+    if not storage.exists(storage.join(folder, RELEASE_FILE)):
+        for entry, content in made:
+            storage.write_bytes(storage.join(folder, entry.path), content)
+        for entry, source in parts:
+            _check_part(source, entry.sha256)
+            storage.copy(source, storage.join(folder, entry.path))
     _commit(folder, data)
     return folder, fingerprint(data)
+
+
+def _check_part(uri: str, sha256: str) -> None:
+    """Refuses to publish a shard whose bytes are no longer those that were committed."""
+    digest = hashlib.sha256()
+    with storage.open_read(uri) as file:
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    if digest.hexdigest() != sha256:
+        folder = uri.rsplit("/", 1)[0]
+        raise StageError(f"{uri} is damaged (its sha256 is not {sha256}); remove the folder {folder} and run again")
 
 
 def _commit(folder: str, data: bytes) -> None:
@@ -288,7 +305,7 @@ def _sizes(chosen: pa.Table) -> list[tuple[int, int]]:
     return list(zip(chosen.column("width").to_pylist(), chosen.column("height").to_pylist(), strict=True))
 
 
-def _tables(folder: str, run: Run, columns: pa.Table) -> list[FileEntry]:
+def _tables(run: Run, columns: pa.Table) -> list[tuple[FileEntry, bytes]]:
     ordered = columns.sort_by("sample_id")
     dropped = pc.equal(ordered.column("decision"), "drop")
     kept, gone = ordered.filter(pc.invert(dropped)), ordered.filter(dropped)
@@ -299,10 +316,10 @@ def _tables(folder: str, run: Run, columns: pa.Table) -> list[FileEntry]:
     kept = _set(kept, "embedding_shard", rows // FILE_ROWS)
     kept = _set(kept, "embedding_row", rows % FILE_ROWS)
     return [
-        *_write_parts(folder, "manifest", kept.select(schema.names).cast(schema), "manifest"),
-        *_write_parts(folder, "dropped", gone.select(schema.names).cast(schema), "manifest"),
-        *_write_parts(folder, "evidence", _evidence(ordered, run), "attribute_evidence"),
-        *_write_parts(folder, "embeddings", vectors.cast(embedding_schema(dimension)), "embedding"),
+        *_encode_parts("manifest", kept.select(schema.names).cast(schema), "manifest"),
+        *_encode_parts("dropped", gone.select(schema.names).cast(schema), "manifest"),
+        *_encode_parts("evidence", _evidence(ordered, run), "attribute_evidence"),
+        *_encode_parts("embeddings", vectors.cast(embedding_schema(dimension)), "embedding"),
     ]
 
 
@@ -333,15 +350,14 @@ def _evidence(table: pa.Table, run: Run) -> pa.Table:
     return known.sort_by([("sample_id", "ascending"), ("name", "ascending")])
 
 
-def _write_parts(folder: str, kind: str, table: pa.Table, schema: str) -> list[FileEntry]:
+def _encode_parts(kind: str, table: pa.Table, schema: str) -> list[tuple[FileEntry, bytes]]:
     count = max(1, -(-table.num_rows // FILE_ROWS))
     entries = []
     for index in range(count):
         part = table.slice(index * FILE_ROWS, FILE_ROWS)
         data = encode_parquet(part, row_group_rows=GROUP_ROWS)
         path = f"{kind}/part-{index:05d}-of-{count:05d}.parquet"
-        storage.write_bytes(storage.join(folder, path), data)
-        entries.append(_entry(path, len(data), sha256_hex(data), part.column("sample_id"), schema))
+        entries.append((_entry(path, len(data), sha256_hex(data), part.column("sample_id"), schema), data))
     return entries
 
 
@@ -352,19 +368,19 @@ def _entry(path: str, size: int, sha256: str, ids: pa.ChunkedArray, schema: str)
     )
 
 
-def _copy_shards(folder: str, run: Run, shards: Sequence[Shard]) -> list[FileEntry]:
+def _shard_parts(run: Run, shards: Sequence[Shard]) -> list[tuple[FileEntry, str]]:
+    """Each shard of the release with the part of the publish stage that it is a copy of."""
     published = run.stages["publish"]
     parts = [part for part in published.parts if part.name.startswith("part-")]
     entries = []
     for shard, part in zip(shards, parts, strict=True):
         path = f"shards/{shard.split}/{shard.number:05d}-of-{shard.shards:05d}.parquet"
-        storage.copy(published.uri(part.name), storage.join(folder, path))
         ids = read_span(Span(uri=published.uri(part.name)), ["sample_id"]).column("sample_id")
-        entries.append(_entry(path, part.bytes, part.sha256, ids, "shard"))
+        entries.append((_entry(path, part.bytes, part.sha256, ids, "shard"), published.uri(part.name)))
     return entries
 
 
-def _documents(folder: str, run: Run, columns: pa.Table) -> list[FileEntry]:
+def _documents(run: Run, columns: pa.Table) -> list[tuple[FileEntry, bytes]]:
     documents = {
         "stats.json": statistics(columns, run),
         "config.json": {"config": identity(run.config), "seed": run.seed, "target_size": run.target},
@@ -373,8 +389,7 @@ def _documents(folder: str, run: Run, columns: pa.Table) -> list[FileEntry]:
     entries = []
     for name, value in documents.items():
         data = json.dumps(json.loads(canonical_json(value)), indent=1, sort_keys=True, ensure_ascii=False).encode()
-        storage.write_bytes(storage.join(folder, name), data)
-        entries.append(FileEntry(path=name, bytes=len(data), sha256=sha256_hex(data)))
+        entries.append((FileEntry(path=name, bytes=len(data), sha256=sha256_hex(data)), data))
     return entries
 
 

@@ -48,6 +48,10 @@ RUNNERS = {
 }
 
 
+REMOTE = ("dataflow", "flink", "spark")
+"""Runners whose workers do not see this machine's disk."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Runner:
     """Where tasks run.

@@ -9,13 +9,13 @@
 
 The objective is Σ over margins m of w_m Σ_v log(1 + n_mv), over the two levels of the tree and every attribute. It is
 monotone and submodular, so greedy choice is within 1 - 1/e of the best (Nemhauser, Wolsey & Fisher 1978), and each
-frame goes where the least has been taken so far.
+frame goes where the least has been taken so far. (Beyond 2,000 frames, 0.5 % are taken at once, so that a
+million frames are planned in minutes.)
 """
 
 from __future__ import annotations
 
 import hashlib
-import heapq
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -153,27 +153,20 @@ def _margins(names: Sequence[str], config: SelectConfig) -> tuple[NDArray[np.int
 def _greedy(
     margins: NDArray[np.int64], weights: NDArray[np.float64], capacity: NDArray[np.int64], target: int
 ) -> NDArray[np.int64]:
-    """Lazy greedy: gains only shrink as counts grow, so a stale gain is an upper bound and most are never renewed."""
+    """Greedy: one frame at a time, from the 2,000th on one from each of the best cells, 0.5 % of what is taken at once.
+
+    The picks do not depend on the target, so a smaller selection is
+    part of a larger one.
+    """
     taken = np.zeros(len(capacity), np.int64)
     filled = np.zeros(int(margins.max()) + 1 if margins.size else 0, np.int64)
-    stride = max(1, target // 100_000)
-    heap = [(-float(weights.sum()) * math.log(2), cell) for cell in range(len(capacity))]
-    heapq.heapify(heap)
-    left = target
-    while left > 0:
-        _, cell = heapq.heappop(heap)
-        gain = _gain(filled, margins[cell], weights)
-        if heap and (-gain, cell) > heap[0]:
-            heapq.heappush(heap, (-gain, cell))
-            continue
-        amount = int(min(stride, left, capacity[cell] - taken[cell]))
-        taken[cell] += amount
-        filled[margins[cell]] += amount
-        left -= amount
-        if taken[cell] < capacity[cell]:
-            heapq.heappush(heap, (-_gain(filled, margins[cell], weights), cell))
+    done = 0
+    while done < target:
+        gains = np.log1p(1.0 / (1.0 + filled[margins])) @ weights
+        gains[taken >= capacity] = -1.0
+        best = np.argsort(-np.round(gains, 12), kind="stable")[: 1 if done < 2000 else done // 200]
+        best = best[gains[best] >= 0][: target - done]
+        taken[best] += 1
+        np.add.at(filled, margins[best].ravel(), 1)
+        done += len(best)
     return taken
-
-
-def _gain(filled: NDArray[np.int64], values: NDArray[np.int64], weights: NDArray[np.float64]) -> float:
-    return float((weights * np.log1p(1.0 / (1.0 + filled[values]))).sum())

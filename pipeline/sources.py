@@ -55,7 +55,7 @@ def _expand(given: str) -> Iterator[tuple[str, int, int]]:
         found = storage.match(pattern)
         if not found:
             raise InputError(f"--input {given} matches nothing; check the path (a folder needs a closing '/')")
-        yield from ((f.uri, f.bytes, 0) for f in found)
+        yield from ((f.uri, f.bytes, f.modified_ns) for f in found)
         return
     for path in _local(given):
         try:

@@ -23,7 +23,7 @@ import importlib.metadata
 import json
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
@@ -168,7 +168,7 @@ def identity(value: Any) -> Any:
     return value
 
 
-def fingerprint(name: str, version: int, config: Any, inputs: Sequence[str], libraries: Sequence[str]) -> str:
+def fingerprint(name: str, version: int, config: Any, inputs: Sequence[str], libraries: Iterable[str]) -> str:
     """The name of a stage's folder: 20 hex digits over everything that changes its bytes."""
     versions = {library: importlib.metadata.version(library) for library in sorted(libraries)}
     return hashlib.sha256(canonical_json([name, version, identity(config), list(inputs), versions])).hexdigest()[:20]

@@ -33,11 +33,11 @@ def run_step(
         version: of its code.
         config: what it is told; enters the fingerprint.
         inputs: digests of what it reads.
-        libraries: those whose version changes its bits.
+        libraries: those whose version changes its bits, besides NumPy and pyarrow, which every step uses.
         make: writes the step's files into the folder it is given and returns their names; called again in the same
             folder after a kill, so that it can resume.
     """
-    folder = storage.join(root, name, fingerprint(name, version, config, inputs, libraries))
+    folder = storage.join(root, name, fingerprint(name, version, config, inputs, {*libraries, "numpy", "pyarrow"}))
     done = read_manifest(folder)
     if done is not None:
         return done

@@ -42,10 +42,12 @@ class Found:
     Attributes:
         uri: where it is.
         bytes: its size.
+        modified_ns: when it was last changed, in nanoseconds; 0 where the file system does not tell.
     """
 
     uri: str
     bytes: int
+    modified_ns: int
 
 
 def is_local(uri: str) -> bool:
@@ -115,7 +117,11 @@ def match(pattern: str) -> list[Found]:
         results = FileSystems.match([pattern])
     except Exception as error:
         raise StorageError(f"cannot list {pattern}: {reason(error)}") from error
-    return sorted((Found(m.path, m.size_in_bytes) for r in results for m in r.metadata_list), key=lambda f: f.uri)
+    found = (metadata for result in results for metadata in result.metadata_list)
+    return sorted(
+        (Found(m.path, m.size_in_bytes, int((m.last_updated_in_seconds or 0) * 1e9)) for m in found),
+        key=lambda file: file.uri,
+    )
 
 
 def write_bytes(uri: str, data: bytes | memoryview) -> None:
@@ -153,6 +159,7 @@ def copy(source: str, target: str) -> None:
         try:
             os.link(Path(source).resolve(), temporary)
             temporary.replace(path)
+            _sync_folder(path.parent)
             return
         except OSError:
             pass

@@ -59,7 +59,7 @@ class StudentTrainConfig:
     boundary: float = 1.0
     late_checkpoints: int = 3
     gold_oversampling: int = 3
-    save_seconds: float = 15.0
+    save_seconds: float = field(default=15.0, metadata={"identity": False})
     student: StudentConfig = field(default_factory=StudentConfig)
 
     def __post_init__(self) -> None:

@@ -92,9 +92,9 @@ class TeachConfig:
     paste: float = 0.3
     held_out_one_in: int = 6
     validate_every: int = 150
-    report_every: int = 50
-    checkpoint_seconds: float = 60.0
-    cache_bytes: int = 2**30
+    report_every: int = field(default=50, metadata={"identity": False})
+    checkpoint_seconds: float = field(default=60.0, metadata={"identity": False})
+    cache_bytes: int = field(default=2**30, metadata={"identity": False})
 
     def __post_init__(self) -> None:
         """Check every value."""

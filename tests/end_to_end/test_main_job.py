@@ -208,3 +208,13 @@ def test_a_second_run_on_one_output_is_refused_while_the_first_runs(
     with lock(str(tmp_path / "out")):
         assert main(arguments(world, config, tmp_path / "out")) == 1
     assert "another run is using" in capsys.readouterr().err
+
+
+def test_an_output_inside_an_input_is_refused(
+    world: Path, config: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(world / "unlabelled", tmp_path / "in")
+    flags = arguments(world, config, tmp_path / "in" / "out")
+    flags[flags.index("--input") + 1] = str(tmp_path / "in")
+    assert main(flags) == 1
+    assert "is inside --input" in capsys.readouterr().err

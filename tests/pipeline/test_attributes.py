@@ -186,7 +186,7 @@ def test_the_same_said_twice_is_no_contradiction(tmp_path: Path, write: Any) -> 
         (
             [{"source": "two.mp4", "x": "1"}],
             ["source", "x"],
-            "row 1: source 'two.mp4' fits 2 inputs; write more of its path",
+            "row 1: source 'two.mp4' fits several inputs; write more of its path",
         ),
         (
             [{"source": "one.mp4", "x": "1"}, {"source": "a/one.mp4", "x": "2"}],

@@ -283,7 +283,7 @@ class Bench:
 
     def fold(self, name: str, config: JudgeConfig) -> Done:
         pair = (Span(uri=self.folds.uris()[0]), Span(uri=self.gold.uris()[0]))
-        work = Fold(config=config, seed=0, labels=self.labels.folder)
+        work = Fold(student=config.student, examples=config.examples, seed=0, labels=self.labels.folder)
         return finish(work, self.folder / name, [pair, pair])
 
     def score(self, name: str, students: Done) -> Done:

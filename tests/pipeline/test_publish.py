@@ -149,6 +149,8 @@ def draw_judged(seed: int, count: int) -> Judged:
         "source_sha256": pa.array([hashlib.sha256(bytes([s])).digest() for s in sources], pa.binary(32)),
         "media_kind": ["video"] * count,
         "frame_index": pa.array(range(count), pa.int32()),
+        "width": pa.array([320] * count, pa.int32()),
+        "height": pa.array([180] * count, pa.int32()),
         "key": pa.array(rng.integers(0, 20, count).astype(np.uint64)),
         "cell": [f"c{cell}" for cell in rng.integers(0, 3, count)],
     }

@@ -4,6 +4,7 @@ import dataclasses
 import datetime
 import importlib.metadata
 import json
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from manifests.verify import verify_release
 from pipeline.assign import GIVEN
 from pipeline.attributes import COMPUTED
 from pipeline.config import Config
-from pipeline.errors import CurateError, StageError, StorageError
+from pipeline.errors import StageError, StorageError
 from pipeline.label import LabelConfig
 from pipeline.publish import SPLITS, Shard, publish_plan, split_of
 from pipeline.release import Run, count_items, statistics, write
@@ -153,9 +154,24 @@ def test_another_version_of_the_tool_writes_beside_what_is_there(
 def test_a_release_that_is_there_is_never_replaced(made: Published, run: Run, tmp_path: Path) -> None:
     folder = Path(write(str(tmp_path), run, made.shards)[0])
     before = contents(folder)
-    with pytest.raises(CurateError, match="releases are immutable"):
-        write(str(tmp_path), replace(run, run_id="another"), made.shards)
-    assert (folder / "release.json").read_bytes() == before["release.json"]
+    other = Path(write(str(tmp_path), replace(run, run_id="another"), made.shards)[0])
+    assert other != folder
+    assert contents(folder) == before
+    (folder / "stats.json").write_text("edited")
+    write(str(tmp_path), run, made.shards)
+    assert (folder / "stats.json").read_text() == "edited"  # what is committed is left alone; verify names it
+
+
+def test_a_damaged_part_is_not_published_and_the_remedy_is_told(made: Published, run: Run, tmp_path: Path) -> None:
+    shutil.copytree(run.stages["publish"].folder, tmp_path / "publish")
+    published = replace(run.stages["publish"], folder=str(tmp_path / "publish"))
+    part = Path(published.uris()[0])
+    data = bytearray(part.read_bytes())
+    data[len(data) // 2] ^= 1
+    part.write_bytes(data)
+    with pytest.raises(StageError, match=r"is damaged .* remove the folder"):
+        write(str(tmp_path / "out"), replace(run, stages={**run.stages, "publish": published}), made.shards)
+    assert not list((tmp_path / "out").rglob("release.json"))
 
 
 def test_a_release_that_cannot_be_finished_does_not_exist(made: Published, run: Run, tmp_path: Path) -> None:

@@ -220,3 +220,16 @@ def test_the_choice_is_the_same_for_any_split_into_shards_and_any_order(data: st
     expected = choose(frames, [])
     assert len(expected) == target
     assert choose(data.draw(st.permutations(frames)), data.draw(cuts)) == expected
+
+
+def test_a_large_selection_from_equal_cells_is_even() -> None:
+    counts = {cell_name((0, c), ()): 100 for c in range(500)}
+    wanted = quotas(counts, 12_500, CONFIG)
+    assert set(wanted.values()) == {25}
+
+
+def test_a_large_selection_contains_a_smaller_one() -> None:
+    rng = np.random.default_rng(0)
+    counts = {cell_name((c % 7, c), ("ab"[c % 2],)): int(n) for c, n in enumerate(rng.integers(1, 200, 300))}
+    small, large = quotas(counts, 4_000, CONFIG), quotas(counts, 8_000, CONFIG)
+    assert all(small[cell] <= large[cell] for cell in counts)
