@@ -111,6 +111,52 @@ def dedupe(embedded: Done, probed: Done, config: DuplicateConfig) -> list[pa.Tab
     return tables
 
 
+def families(embedded: Done, probed: Done, deduped: Done) -> dict[str, str]:
+    """Sources that share a duplicate, and so must not be torn apart by a split or a fold.
+
+    Returns:
+        Source uri -> the smallest sha256 (hex) of its family; sources without a relative are not listed.
+    """
+    pairs: list[tuple[str, str]] = []
+    wanted: dict[str, list[str]] = {}
+    for part, dup in zip(embedded.uris(), deduped.uris(), strict=True):
+        gone = read_span(Span(uri=dup))
+        uris = read_span(Span(uri=part), ["source_uri"]).column("source_uri").take(gone.column("embed_row")).to_pylist()
+        for uri, original in zip(uris, gone.column("duplicate_of").to_pylist(), strict=True):
+            wanted.setdefault(original, []).append(uri)
+    digests: dict[str, str] = {}
+    for part, described in zip(embedded.uris(), probed.uris(), strict=True):
+        table = read_span(Span(uri=part), ["sample_id", "source_uri", "probe_row"])
+        rows = read_span(Span(uri=described), ["source_sha256"]).take(table.column("probe_row"))
+        for sample, uri, digest in zip(
+            table.column("sample_id").to_pylist(),
+            table.column("source_uri").to_pylist(),
+            rows.column("source_sha256").to_pylist(),
+            strict=True,
+        ):
+            digests[uri] = digest.hex()
+            pairs += [(uri, other) for other in wanted.get(sample, ()) if other != uri]
+    return _smallest_of_family(pairs, digests)
+
+
+def _smallest_of_family(pairs: Sequence[tuple[str, str]], digests: Mapping[str, str]) -> dict[str, str]:
+    """Union-find: each member of a pair -> the smallest digest of all it is connected with."""
+    parent: dict[str, str] = {}
+
+    def root(uri: str) -> str:
+        while parent.setdefault(uri, uri) != uri:
+            parent[uri] = parent[parent[uri]]
+            uri = parent[uri]
+        return uri
+
+    for a, b in pairs:
+        parent[root(a)] = root(b)
+    smallest: dict[str, str] = {}
+    for uri in parent:
+        smallest[root(uri)] = min(smallest.get(root(uri), digests[uri]), digests[uri])
+    return {uri: smallest[root(uri)] for uri in parent}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Sample:
     ids: list[str]
@@ -278,8 +324,14 @@ def plan_selection(assigned: Done, target: int, config: SelectConfig) -> dict[st
     }
 
 
-def choose(selected: Done, plan: Mapping[str, Any]) -> pa.Table:
-    """Exactly the quotas, sorted by (hash of source, source, frame), with inclusion probabilities."""
+def choose(selected: Done, plan: Mapping[str, Any], related: Mapping[str, str]) -> pa.Table:
+    """Exactly the quotas, sorted by (hash of source, source, frame), with inclusion probabilities and groups.
+
+    Args:
+        selected: the survivors of the map-only pass.
+        plan: counts and quotas per cell.
+        related: family of the sources that have one (see ``families``); any other is a group of its own.
+    """
     slim = pa.concat_tables(read_span(Span(uri=uri), ["sample_id", "key", "cell"]) for uri in selected.uris())
     cells = slim.column("cell").to_pylist()
     rows = trim(cells, slim.column("key").to_numpy(), slim.column("sample_id").to_pylist(), plan["quotas"])
@@ -287,6 +339,9 @@ def choose(selected: Done, plan: Mapping[str, Any]) -> pa.Table:
     share = [plan["quotas"][cell] / plan["counts"][cell] for cell in chosen.column("cell").to_pylist()]
     chosen = chosen.append_column("inclusion_prob", pa.array(share, pa.float64()))
     uris = chosen.column("source_uri").to_pylist()
+    own = [digest.hex() for digest in chosen.column("source_sha256").to_pylist()]
+    groups = [related.get(uri, digest) for uri, digest in zip(uris, own, strict=True)]
+    chosen = chosen.append_column("group_id", pa.array(groups, pa.string()))
     frames = chosen.column("frame_index").to_pylist()
     order = sorted(range(len(uris)), key=lambda i: (_scatter(uris[i]), uris[i], frames[i]))
     return chosen.take(pa.array(order, pa.int64()))

@@ -34,6 +34,7 @@ from pipeline.assign import (
     cluster,
     dedupe,
     effective,
+    families,
     given_names,
     group_column,
     plan_selection,
@@ -216,10 +217,11 @@ def _take(job: Job) -> dict[str, Done]:
     triples = zip(embed.uris(), probe.uris(), deduped.uris(), strict=True)
     assign = job.stage(work, [tuple(Span(uri=uri) for uri in triple) for triple in triples], embed, probe, deduped)
     stages |= {"embed": embed, "dedupe": deduped, "cluster": clustered, "assign": assign}
-    return stages | _choose(job, assign)
+    return stages | _choose(job, stages)
 
 
-def _choose(job: Job, assign: Done) -> dict[str, Done]:
+def _choose(job: Job, stages: Mapping[str, Done]) -> dict[str, Done]:
+    assign, embed, probe, deduped = (stages[name] for name in ("assign", "embed", "probe", "dedupe"))
     counts = cell_counts(assign)
     if job.target > sum(counts.values()):
         listed = storage.join(job.output, "cells.json")
@@ -239,9 +241,9 @@ def _choose(job: Job, assign: Done) -> dict[str, Done]:
     chosen = job.step(
         "chosen",
         job.config.label.rows,
-        [select, planned],
+        [select, planned, embed, deduped],
         [],
-        lambda folder: write_tables(folder, [choose(select, plan)], job.config.label.rows),
+        lambda to: write_tables(to, [choose(select, plan, families(embed, probe, deduped))], job.config.label.rows),
     )
     _check_room(job, chosen)
     return {"plan": planned, "select": select, "chosen": chosen}
@@ -264,7 +266,7 @@ def _judge(job: Job, chosen: Done, labels: Mapping[str, Done]) -> dict[str, Done
     """Folds, students, scores and verdicts."""
     config, rows = job.config.judge, job.config.label.rows
     label, gold = labels["label"], labels["gold"]
-    table = read_span(Span(uri=chosen.uris()[0]), ["sample_id", "source_sha256", "vector", "cluster_path", "key"])
+    table = read_span(Span(uri=chosen.uris()[0]), ["sample_id", "group_id", "vector", "cluster_path", "key"])
     fold_rows, facts = fold_tables(table, group_column(table), config)
     folds = job.step(
         "folds",

@@ -150,14 +150,14 @@ def fold_tables(chosen: pa.Table, groups: NDArray[np.int64], config: JudgeConfig
     """Who judges whom.
 
     Args:
-        chosen: the chosen frames (sample_id, source_sha256, vector, key).
+        chosen: the chosen frames (sample_id, group_id, vector, key).
         groups: (N,) coarse cluster of each; what a fold holds out.
         config: number of folds and what counts as similar.
 
     Returns:
         The table of folds (schema ``FOLDS``) and facts: how many folds, which clusters each holds out, why none.
     """
-    sources = np.array([digest.hex() for digest in chosen.column("source_sha256").to_pylist()], dtype=np.str_)
+    sources = np.array(chosen.column("group_id").to_pylist(), dtype=np.str_)
     vectors = chosen.column("vector").combine_chunks()
     matrix = np.asarray(vectors.flatten().to_numpy(zero_copy_only=False), np.float32).reshape(len(vectors), -1)
     means = [

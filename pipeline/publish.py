@@ -213,13 +213,13 @@ def publish_plan(
     Returns:
         The plan (schema ``PLAN``), and the shards in its order.
     """
-    ids = chosen.column("source_sha256").to_pylist()
+    related = chosen.column("group_id").to_pylist()
     decisions = verdicts.column("decision").to_pylist()
     audit = _audit_rows(chosen, labels, decisions, config)
     placed: dict[str, list[int]] = {split: [] for split in SPLITS}
     for row, decision in enumerate(decisions):
         if decision == "keep":
-            placed[split_of(ids[row].hex(), seed, config)].append(row)
+            placed[split_of(related[row], seed, config)].append(row)
         elif decision == "hold":
             placed["hold"].append(row)
         elif row in audit:

@@ -222,7 +222,7 @@ def _manifest(
     teacher = next(model for model in run.models if model.role == "teacher")
     names = _attribute_names(run)
     decision = verdicts.column("decision").to_pylist()
-    groups = [digest.hex() for digest in chosen.column("source_sha256").to_pylist()]
+    groups = chosen.column("group_id").to_pylist()
     keep = {"keep": None, "hold": "hold", "drop": "dropped"}
     labelled = pc.is_null(labels.column("fault")).combine_chunks()
     columns = {name: chosen.column(name) for name in chosen.column_names if name in manifest_schema(names).names}

@@ -20,6 +20,7 @@ from pipeline.assign import (
     ClusterConfig,
     Select,
     Weights,
+    _smallest_of_family,
     balanced_attributes,
     cell_counts,
     choose,
@@ -112,7 +113,7 @@ def taken(folder: Path, assigned: Done, target: int) -> tuple[pa.Table, dict[str
     write_json(folder, "plan.json", plan)
     work = Select(plan=Weights(uri=str(folder / "plan.json"), sha256="p"))
     selected = finish(work, folder / "select", [(Span(uri=uri),) for uri in assigned.uris()])
-    return choose(selected, plan), plan
+    return choose(selected, plan, {}), plan
 
 
 def rows_of(done: Done) -> pa.Table:
@@ -318,3 +319,10 @@ def test_attributes_to_balance_are_known_ones() -> None:
 def test_impossible_settings_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"cluster.{name} must be >= 1, got 0"):
         ClusterConfig(**{name: 0})  # type: ignore[arg-type]
+
+
+def test_families_join_what_shares_a_duplicate_and_take_the_smallest_name() -> None:
+    digests = {uri: f"{9 - i}{uri}" for i, uri in enumerate("abcdef")}
+    found = _smallest_of_family([("a", "b"), ("c", "b"), ("e", "f")], digests)
+    assert found == {"a": "7c", "b": "7c", "c": "7c", "e": "4f", "f": "4f"}
+    assert _smallest_of_family([], digests) == {}

@@ -60,7 +60,7 @@ def chosen_table(groups: Sequence[int], sources: Sequence[int], seed: int = 0) -
     kind = pa.list_(pa.field("element", pa.float16(), nullable=False), 3)
     columns = {
         "sample_id": [f"{i:032x}" for i in range(count)],
-        "source_sha256": pa.array([hashlib.sha256(bytes([s])).digest() for s in sources], pa.binary(32)),
+        "group_id": [hashlib.sha256(bytes([s])).hexdigest() for s in sources],
         "vector": pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), type=kind),
         "key": pa.array(rng.integers(0, 1 << 63, count).astype(np.uint64)),
     }

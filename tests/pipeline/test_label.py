@@ -67,6 +67,7 @@ def draw_chosen(folder: Path) -> pa.Table:
         "key": pa.array([selection_key(0, i) for i in ids], pa.uint64()),
         "cell": pa.array([cell_name((group, group), ()) for group in groups], pa.string()),
         "inclusion_prob": pa.array([0.5] * len(ids), pa.float64()),
+        "group_id": pa.array([d.hex() for d in chosen.column("source_sha256").to_pylist()], pa.string()),
     }
     for name, values in columns.items():
         chosen = chosen.append_column(name, values)

@@ -146,7 +146,7 @@ def draw_judged(seed: int, count: int) -> Judged:
         "sample_id": [i.hex()[:32] for i in ids],
         "content_sha256": pa.array(ids, pa.binary(32)),
         "source_uri": [f"s{source}" for source in sources],
-        "source_sha256": pa.array([hashlib.sha256(bytes([s])).digest() for s in sources], pa.binary(32)),
+        "group_id": [hashlib.sha256(bytes([s])).hexdigest() for s in sources],
         "media_kind": ["video"] * count,
         "frame_index": pa.array(range(count), pa.int32()),
         "width": pa.array([320] * count, pa.int32()),
@@ -182,12 +182,12 @@ def test_every_kept_or_held_row_is_in_exactly_one_shard(drawn: tuple[Judged, int
     assert plan.schema.equals(PLAN)
     placed = plan.column("row").to_pylist()
     decisions = judged.verdicts.column("decision").to_pylist()
-    sources = judged.chosen.column("source_sha256").to_pylist()
+    sources = judged.chosen.column("group_id").to_pylist()
     assert len(set(placed)) == len(placed)
     assert {row for row, d in enumerate(decisions) if d != "drop"} == {r for r in placed if decisions[r] != "drop"}
     for row in plan.to_pylist():
         if decisions[row["row"]] == "keep":
-            assert row["split"] == split_of(sources[row["row"]].hex(), seed, config)
+            assert row["split"] == split_of(sources[row["row"]], seed, config)
         else:
             assert row["split"] == {"hold": "hold", "drop": "audit"}[decisions[row["row"]]]
         for table in (judged.chosen, judged.verdicts, judged.labels):
