@@ -7,7 +7,7 @@ need no source again. A frame that cannot be decoded any more keeps its row, wit
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -118,12 +118,6 @@ def resize_soft(soft: NDArray[np.float32], height: int, width: int) -> NDArray[n
     """A soft mask at another size: area mean when it shrinks, bilinear when it grows."""
     method = cv2.INTER_AREA if height < soft.shape[0] else cv2.INTER_LINEAR
     return np.clip(cv2.resize(soft, (width, height), interpolation=method), 0, 1).astype(np.float32)
-
-
-def iter_labels(uris: Sequence[str], columns: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """Rows of the label parts in order, one part in memory at a time."""
-    for uri in uris:
-        yield from read_span(Span(uri=uri), columns).to_pylist()
 
 
 def _columns(pixels: NDArray[np.uint8], prediction: Prediction, side: int) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """One shard of a stage: what Beam passes around, about 200 bytes.
+    """One shard of a stage: what Beam passes around; names and row numbers only.
 
     Attributes:
         index: which shard.

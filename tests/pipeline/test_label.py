@@ -20,7 +20,7 @@ from pipeline.assign import GIVEN
 from pipeline.embed import decode_jpeg, frames_of, shrink
 from pipeline.errors import InputError
 from pipeline.frames import ScanConfig
-from pipeline.label import LABELLED, Label, LabelConfig, _columns, iter_labels, label_spans, resize_soft
+from pipeline.label import LABELLED, Label, LabelConfig, _columns, label_spans, resize_soft
 from pipeline.select import cell_name, selection_key
 from pipeline.stage import Done, iter_tables
 from teachers.checkpoint import save_checkpoint
@@ -216,12 +216,6 @@ def test_spans_cover_every_row_once_and_in_order(rows: int, size: int) -> None:
     spans = [task[0] for task in label_spans("x", rows, LabelConfig(rows=size))]
     assert [row for span in spans for row in range(span.start, span.stop or 0)] == list(range(rows))
     assert all(1 <= (span.stop or 0) - span.start <= size for span in spans)
-
-
-def test_labels_are_read_in_the_order_of_their_parts(labelled: Done) -> None:
-    found = list(iter_labels(labelled.uris(), ["row", "mask"]))
-    assert found == [{"row": row["row"], "mask": row["mask"]} for row in rows_of(labelled)]
-    assert list(iter_labels([], ["row"])) == []
 
 
 # One label ------------------------------------------------------------------------------------------------------------
