@@ -1,6 +1,6 @@
 """The publish stage: shards with pixels and final masks, each written by one task that fetches its own frames.
 
-A shard holds whole sources in a mixed order, so that a video is decoded for one shard and a shard still is a mixture;
+A shard holds sources in a mixed order, the frames of each together: few shards decode a video, and each is a mixture;
 inside a shard rows are sorted by sample id.
 """
 

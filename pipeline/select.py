@@ -9,8 +9,7 @@
 
 The objective is Σ over margins m of w_m Σ_v log(1 + n_mv), over the two levels of the tree and every attribute. It is
 monotone and submodular, so greedy choice is within 1 - 1/e of the best (Nemhauser, Wolsey & Fisher 1978), and each
-frame goes where the least has been taken so far. (Beyond 2,000 frames, 0.5 % are taken at once, so that a
-million frames are planned in minutes.)
+frame goes where the least has been taken so far. (Beyond 2,000 frames, 0.5 % are taken at once, for speed.)
 """
 
 from __future__ import annotations
