@@ -32,8 +32,9 @@ from pipeline.sources import list_sources
 from pipeline.stage import Span, iter_tables
 from pipeline.step import write_tables
 from pipeline.threads import one_thread
+from teachers.backend import TeacherConfig, load_teacher
 from teachers.checkpoint import sha256_file
-from teachers.teacher import Teacher, load_teacher
+from teachers.teacher import Teacher
 
 SCAN = ScanConfig()
 
@@ -53,7 +54,9 @@ def with_beam(sources: pa.Table, teacher: Path | None, frames: int, folder: Path
         (folder / "chosen").mkdir()
         write_tables(folder / "chosen", [chosen])
         config = LabelConfig()
-        label = Label(config=config, scan=SCAN, teacher=str(teacher), teacher_sha256=sha256_file(teacher))
+        label = Label(
+            config=config, scan=SCAN, run=TeacherConfig(), teacher=str(teacher), teacher_sha256=sha256_file(teacher)
+        )
         where = str(folder / "chosen" / "part-00000-of-00001.parquet")
         runner.run(root, label, label_spans(where, chosen.num_rows, config), [probe.digest])
 

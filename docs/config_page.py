@@ -24,7 +24,7 @@ def page() -> str:
 
 
 def _section(name: str, value: Any) -> str:
-    notes = _notes(type(value))
+    notes = {key: note for kind in reversed(type(value).__mro__) for key, note in _notes(kind).items()}
     rows, nested = [], ""
     for field in dataclasses.fields(value):
         item = getattr(value, field.name)
@@ -38,7 +38,7 @@ def _section(name: str, value: Any) -> str:
 
 def _notes(kind: type) -> dict[str, str]:
     """What the ``Attributes:`` part of a dataclass's docstring says of each field."""
-    text = inspect.getdoc(kind) or ""
+    text = inspect.cleandoc(kind.__doc__ or "")
     part = text.partition("Attributes:\n")[2]
     found: dict[str, str] = {}
     name = ""

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 MAJOR = 1
-MINOR = 0
+MINOR = 1
 SCHEMA_VERSION = f"{MAJOR}.{MINOR}"
 SCHEMA_NAMES = ("manifest", "shard", "attribute_evidence", "embedding")
 
@@ -68,6 +68,9 @@ JUDGE = pa.struct(
 )
 """What the students of the other folds say of a pseudo label; null where no judge looked."""
 
+PERSON = pa.struct([_required(name, pa.float32()) for name in ("x0", "y0", "x1", "y1", "score")])
+"""A person that the teacher detected: a box in pixels of the frame, and its score."""
+
 IMAGE = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", _TEXT)])
 """An encoded image as Hugging Face `Image` stores it; `path` may be null."""
 
@@ -116,6 +119,7 @@ _IDENTITY = [
 
 _LABEL = [
     pa.field("n_persons", pa.int16()),
+    pa.field("persons", _list(PERSON)),  # null where the teacher knows no instances; by falling score
     _required("label_source", _TEXT),  # one of LABEL_SOURCES
     pa.field("teacher_id", _TEXT),
     pa.field("teacher_sha256", _SHA256),

@@ -7,9 +7,10 @@ from pipeline.process import prepare_process
 prepare_process()  # before anything loads OpenMP
 
 import argparse  # noqa: E402
+import functools  # noqa: E402
 import os  # noqa: E402
 import sys  # noqa: E402
-from collections.abc import Sequence  # noqa: E402
+from collections.abc import Callable, Sequence  # noqa: E402
 from pathlib import Path  # noqa: E402
 
 from rich.console import Console  # noqa: E402
@@ -24,7 +25,9 @@ from pipeline.errors import CurateError, UsageError  # noqa: E402
 from pipeline.job import Job, Result  # noqa: E402
 from pipeline.plan import Plan, PriceConfig  # noqa: E402
 from pipeline.runner import REMOTE, Runner, beam_flags, quiet_beam, unknown_beam_flags  # noqa: E402
+from pipeline.teacher import convert_teacher, fetch_teacher, measure_teacher  # noqa: E402
 from pipeline.threads import one_thread  # noqa: E402
+from teachers.score import METRICS, Estimate  # noqa: E402
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,7 +41,7 @@ def _main(argv: Sequence[str], console: Console) -> int:
     try:
         values = flags.parse(argv)
         one_thread()
-        return {"run": _run, "demo": _demo, "teach": _teach, "verify": _verify}[values.command](values, console)
+        return COMMANDS[values.command](values, console)
     except CurateError as error:
         console.print(Text.assemble(("curate: error:", "bold red"), f" {error}"), highlight=False)
         return error.exit_code
@@ -99,6 +102,48 @@ def _teach(values: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _evaluate_teacher(values: argparse.Namespace, console: Console) -> int:
+    config, output = read_config(values.config), Path(values.output)
+    measured = measure_teacher(
+        values.teacher, values.labelled, values.attributes, output, config, functools.partial(_say, console)
+    )
+    table = Table(title=f"{measured.teacher_id} on {len(measured.images)} images", title_justify="left")
+    for name in ("attribute", "class", "images", *METRICS):
+        table.add_column(name.replace("_", " "), justify="left" if name in ("attribute", "class") else "right")
+    for row in measured.classes:
+        scores = [_with_interval(row.scores[name]) for name in METRICS]
+        table.add_row(
+            Text(row.attribute), Text(row.name), str(row.images), *scores, end_section=row is measured.overall
+        )
+    out = Console(soft_wrap=True)
+    out.print(table)
+    ece, temperature = measured.before.ece, measured.after.temperature
+    out.print(f"expected calibration error {ece:.4f}; {measured.after.ece:.4f} at temperature {temperature:.3f}")
+    out.print(f"{measured.seconds_per_image:.3f} s per image; tables and pictures are in {output}", markup=False)
+    return 0
+
+
+def _fetch_teacher(values: argparse.Namespace, console: Console) -> int:
+    path = fetch_teacher(values.name, values.sha256, values.cache, functools.partial(_say, console))
+    print(path)  # noqa: T201
+    return 0
+
+
+def _convert_teacher(values: argparse.Namespace, _: Console) -> int:
+    print(f"{values.target}  sha256 {convert_teacher(values.source, values.target)}")  # noqa: T201
+    return 0
+
+
+def _say(console: Console, text: str) -> None:
+    console.print(text, highlight=False, markup=False)
+
+
+def _with_interval(score: Estimate) -> str:
+    if score.mean is None:
+        return "–"
+    return f"{score.mean:.3f}" if score.low is None else f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]"
+
+
 def _verify(values: argparse.Namespace, console: Console) -> int:
     try:
         releases = find_releases(values.release)
@@ -113,6 +158,17 @@ def _verify(values: argparse.Namespace, console: Console) -> int:
         state = f"{len(problems)} problem{'s' * (len(problems) > 1)}" if problems else "good"
         print(f"{folder}: {state}")  # noqa: T201
     return 1 if wrong else 0
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
+    "run": _run,
+    "demo": _demo,
+    "teach": _teach,
+    "teacher evaluate": _evaluate_teacher,
+    "teacher fetch": _fetch_teacher,
+    "teacher convert": _convert_teacher,
+    "verify": _verify,
+}
 
 
 def _print_result(result: Result) -> None:

@@ -26,6 +26,7 @@ from pipeline.plan import PriceConfig
 from pipeline.probe import ProbeConfig
 from pipeline.publish import PublishConfig
 from pipeline.select import SelectConfig
+from teachers.backend import TeacherConfig
 from teachers.train import TeachConfig
 
 T = TypeVar("T")
@@ -57,6 +58,7 @@ class Config:
         cluster: duplicates, ClusterFit and the tree.
         select: the balance.
         teach: training of a teacher, where none is given.
+        teacher: how the teacher is run.
         label: pseudo labels.
         judge: students, folds, scores and verdicts.
         publish: the release.
@@ -69,6 +71,7 @@ class Config:
     cluster: ClusterConfig = field(default_factory=ClusterConfig)
     select: SelectConfig = field(default_factory=SelectConfig)
     teach: TeachConfig = field(default_factory=TeachConfig)
+    teacher: TeacherConfig = field(default_factory=TeacherConfig)
     label: LabelConfig = field(default_factory=LabelConfig)
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)

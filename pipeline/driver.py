@@ -55,11 +55,12 @@ from pipeline.select import shortfall
 from pipeline.sources import list_sources
 from pipeline.stage import Done, Span, Work, identity, iter_tables, read_span
 from pipeline.step import digest_of, write_json, write_tables
+from pipeline.teacher import open_teacher, settings_digest
 from pipeline.threads import torch_threads
 from students.train import train_student
-from teachers.checkpoint import CheckpointError, sha256_file
-from teachers.teacher import load_teacher
-from teachers.train import TeachError, TeachResult, teach
+from teachers.backend import load_teacher
+from teachers.checkpoint import sha256_file
+from teachers.train import FILES, TeachError, TeachResult, input_digests, teach
 
 
 def curate(job: Job) -> Result:
@@ -373,7 +374,14 @@ def _embed_work(config: Config) -> Embed:
 
 def _label_work(job: Job, teacher: Weights) -> Label:
     config = job.config
-    return Label(config=config.label, scan=config.probe.scan, teacher=teacher.uri, teacher_sha256=teacher.sha256)
+    return Label(
+        config=config.label,
+        scan=config.probe.scan,
+        run=config.teacher,
+        teacher=teacher.uri,
+        teacher_sha256=teacher.sha256,
+        settings=settings_digest(config),
+    )
 
 
 def _brought(job: Job, name: str, given: str) -> Weights:
@@ -398,11 +406,12 @@ def _teacher(job: Job, labelled: str) -> Weights:
         with torch_threads(threads):
             result = teach(job.labelled, folder, config, seed=job.seed, report=job.reporter("teach"))
         job.say("teach", f"held-out IoU {result.held_out_iou:.3f}")
-        return [result.checkpoint.name, "curve.csv"]
+        return FILES
 
-    libraries = ["opencv-python-headless", "pillow", "torch"]
+    libraries = ["lightning-fabric", "opencv-python-headless", "pillow", "torch"]
     try:
-        done = job.step("teach", [identity(config), threads, job.seed], [labelled], libraries, make)
+        named = input_digests(config)
+        done = job.step("teach", [identity(config), named, threads, job.seed], [labelled], libraries, make)
     except LabelledError as error:
         raise InputError(f"--labelled: {error}") from error
     except TeachError as error:
@@ -411,14 +420,8 @@ def _teacher(job: Job, labelled: str) -> Weights:
 
 
 def _check_teacher(job: Job) -> None:
-    if job.teacher is None:
-        return
-    if not job.teacher.is_file():
-        raise InputError(f"--teacher {job.teacher} is no file; give a checkpoint, or leave it out to train one")
-    try:
-        load_teacher(job.teacher)
-    except CheckpointError as error:
-        raise InputError(f"--teacher {job.teacher}: {error}") from error
+    if job.teacher is not None:
+        open_teacher(job.teacher, job.config)
 
 
 def _given(job: Job, sources: Done) -> Given | None:
@@ -438,7 +441,7 @@ def _sha256(uri: str) -> str:
 
 def _models(job: Job, stages: Mapping[str, Done], teacher: Weights) -> tuple[Model, ...]:
     with storage.local_copy(teacher.uri) as path:
-        name = load_teacher(path).id
+        name = load_teacher(Path(path), job.config.teacher).id
     source = "given with --teacher" if job.teacher else "trained on the labelled set"
     made = {"source": "trained in this run", "licence": "unknown"}
     students = [row for table in iter_tables(stages["fold"].uris()) for row in table.to_pylist()]

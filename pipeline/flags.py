@@ -14,8 +14,10 @@ from typing import NoReturn
 from pipeline.config import did_you_mean
 from pipeline.errors import UsageError
 from pipeline.runner import RUNNERS
+from teachers.zoo import ZOO
 
-COMMANDS = ("run", "demo", "teach", "verify")
+COMMANDS = ("run", "demo", "teach", "teacher", "verify")
+TEACHER_COMMANDS = ("convert", "evaluate", "fetch")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([kKmM]?)")
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
 _EPILOG = """\
@@ -37,7 +39,7 @@ class Parser(argparse.ArgumentParser):
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
-    """The command and its values; ``command`` is one of ``COMMANDS``, ``beam`` holds what followed ``--``.
+    """The command and its values; ``command`` is its name, ``beam`` holds what followed ``--``.
 
     Raises:
         UsageError: a flag or command is unknown, or a value is impossible.
@@ -53,10 +55,15 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     parser, commands = _parsers()
     if not ours:
         raise UsageError("nothing to do; try 'curate demo --output demo', or 'curate --help'")
-    if ours[0] in commands:
-        _refuse_unknown(commands[ours[0]], ours[1:])
-        values = commands[ours[0]].parse_args(ours[1:])
-        values.command = ours[0]
+    name = " ".join(ours[: 2 if ours[0] == "teacher" else 1])
+    if name in commands:
+        rest = ours[len(name.split()) :]
+        _refuse_unknown(commands[name], rest)
+        values = commands[name].parse_args(rest)
+        values.command = name
+    elif ours[0] == "teacher" and not set(ours) & {"-h", "--help"}:
+        wrong = did_you_mean(ours[1], TEACHER_COMMANDS) if len(ours) > 1 else ""
+        raise UsageError(f"'curate teacher' is followed by one of {', '.join(TEACHER_COMMANDS)}{wrong}")
     else:
         values = parser.parse_args(ours)
     if beam and values.command != "run":
@@ -99,6 +106,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
         "run": _run(table),
         "demo": _demo(table),
         "teach": _teach(table),
+        **_teacher(table),
         "verify": _verify(table),
     }
 
@@ -137,7 +145,7 @@ def _run(table: argparse._SubParsersAction[Parser]) -> Parser:
         "--teacher",
         type=Path,
         metavar="FILE",
-        help="checkpoint of a semantic PointRend (default: train one on --labelled)",
+        help="PointRend (.safetensors, Detectron2's .pkl or .pth) or .onnx model (default: train one on --labelled)",
     )
     add("--attributes", metavar="FILE", help="CSV or Parquet with a column 'source' and one column per attribute")
     add("--plan", action="store_true", help="measure a sample, print what the run would cost, and stop")
@@ -167,6 +175,29 @@ def _teach(table: argparse._SubParsersAction[Parser]) -> Parser:
     )
     _common(teach, workers=False)
     return teach
+
+
+def _teacher(table: argparse._SubParsersAction[Parser]) -> dict[str, Parser]:
+    teacher = _sub(table, "teacher", "measure, fetch or convert a teacher")
+    below = teacher.add_subparsers(title="commands", dest="below", parser_class=Parser, metavar="COMMAND")
+    evaluate = _sub(below, "evaluate", "measure a teacher on a labelled set, per attribute, with its calibration")
+    evaluate.add_argument("--teacher", type=Path, required=True, metavar="FILE", help="as the main job takes it")
+    evaluate.add_argument(
+        "--labelled", type=Path, required=True, metavar="DIR", help="images/ and masks/ with equal names"
+    )
+    evaluate.add_argument(
+        "--attributes", type=Path, metavar="FILE", help="CSV with a column 'name' and one column per attribute"
+    )
+    evaluate.add_argument("--output", type=_folder, required=True, metavar="DIR", help="where tables and pictures go")
+    evaluate.add_argument("--config", type=Path, metavar="FILE", help="TOML file; its section [teacher] is read")
+    fetch = _sub(below, "fetch", "download a PointRend of Detectron2's Model Zoo, check it and cache it")
+    fetch.add_argument("name", metavar="NAME", help=f"one of {', '.join(ZOO)}")
+    fetch.add_argument("--sha256", type=_sha256, metavar="HEX", help="refuse a file with another digest")
+    fetch.add_argument("--cache", type=Path, metavar="DIR", help="where to (default ~/.cache/curate)")
+    convert = _sub(below, "convert", "read a .pkl or .pth safely, once, and write it as safetensors")
+    convert.add_argument("source", type=Path, metavar="FILE", help="a PointRend of Detectron2 (.pkl, .pth)")
+    convert.add_argument("target", type=Path, metavar="TARGET", help="the .safetensors to write")
+    return {"teacher evaluate": evaluate, "teacher fetch": fetch, "teacher convert": convert}
 
 
 def _verify(table: argparse._SubParsersAction[Parser]) -> Parser:
@@ -213,6 +244,12 @@ def _natural(text: str) -> int:
     if not text.isdecimal() or int(text) >= 1 << 31:
         raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2147483647, got '{text}'")
     return int(text)
+
+
+def _sha256(text: str) -> str:
+    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
+        raise argparse.ArgumentTypeError(f"must be 64 hexadecimal digits, got '{text}'")
+    return text.lower()
 
 
 def _fraction(text: str) -> float:

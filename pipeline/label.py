@@ -18,12 +18,14 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from manifests.mask import components, encode_mask, encode_soft
+from manifests.schema import PERSON
 from pipeline import storage
 from pipeline.embed import encode_jpeg, frames_of, shrink
 from pipeline.errors import InputError
 from pipeline.frames import ScanConfig
 from pipeline.stage import Output, Span, Task, not_identity, read_span
-from teachers.teacher import Prediction, Teacher, load_teacher
+from teachers.backend import TeacherConfig, load_teacher
+from teachers.teacher import Person, Prediction, Teacher
 
 LABELLED = pa.schema(
     [
@@ -36,6 +38,8 @@ LABELLED = pa.schema(
         pa.field("mask_components", pa.int16()),
         pa.field("label_confidence", pa.float32()),
         pa.field("boundary_uncertainty", pa.float32()),
+        pa.field("n_persons", pa.int16()),
+        pa.field("persons", pa.list_(pa.field("element", PERSON, nullable=False))),
         pa.field("fault", pa.string()),
     ]
 )
@@ -63,21 +67,34 @@ class LabelConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Label:
-    """The work of the label stage; a task is a span of the table of chosen frames."""
+    """The work of the label stage; a task is a span of the table of chosen frames.
+
+    Attributes:
+        config: size of shards and of what students see.
+        scan: how frames are decoded.
+        run: how the teacher is run.
+        teacher: its file.
+        teacher_sha256: of the file.
+        settings: digest of what ``run`` only names.
+    """
 
     name: ClassVar[str] = "label"
-    version: ClassVar[int] = 1
-    libraries: ClassVar[tuple[str, ...]] = ("av", "numpy", "opencv-python-headless", "pillow", "pyarrow", "torch")
+    version: ClassVar[int] = 2
+    libraries: ClassVar[tuple[str, ...]] = (
+        "av", "numpy", "onnxruntime", "opencv-python-headless", "pillow", "pyarrow", "torch", "torchvision",
+    )  # fmt: skip
 
     config: LabelConfig
+    run: TeacherConfig
     scan: ScanConfig
     teacher: str = not_identity()
     teacher_sha256: str
+    settings: str = ""
 
     def open(self) -> Callable[[Task], Output]:
         """Loads the teacher and gives the function that labels a task's frames."""
         with storage.local_copy(self.teacher) as path:
-            teacher = load_teacher(Path(path))
+            teacher = load_teacher(Path(path), self.run)
         if teacher.sha256 != self.teacher_sha256:
             raise InputError(f"{self.teacher} has changed since the run was planned (sha256 {teacher.sha256})")
         return functools.partial(self._run, teacher)
@@ -131,4 +148,11 @@ def _columns(pixels: NDArray[np.uint8], prediction: Prediction, side: int) -> di
         "mask_components": min(components(mask), 32767),
         "label_confidence": prediction.label_confidence,
         "boundary_uncertainty": prediction.boundary_uncertainty,
+        "n_persons": None if prediction.persons is None else len(prediction.persons),
+        "persons": None if prediction.persons is None else [_person(person) for person in prediction.persons],
     }
+
+
+def _person(person: Person) -> dict[str, float]:
+    x0, y0, x1, y1 = person.box
+    return {"x0": x0, "y0": y0, "x1": x1, "y1": y1, "score": person.score}

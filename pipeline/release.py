@@ -184,13 +184,17 @@ def count_items(stages: Mapping[str, Done], decisions: Sequence[str]) -> Counts:
     )
 
 
+_SAID = ("label_confidence", "boundary_uncertainty", "n_persons", "persons")
+"""What the teacher says of a frame, taken over as it is."""
+
+
 def _columns(run: Run) -> pa.Table:
     """One row per chosen frame, in chosen order, with the columns of the manifest and the vector."""
     chosen = read_span(Span(uri=run.stages["chosen"].uris()[0]))
     labels = pa.concat_tables(
         iter_tables(
             run.stages["label"].uris(),
-            ["mask_area_px", "mask_components", "label_confidence", "boundary_uncertainty", "fault"],
+            [*_SAID, "mask_area_px", "mask_components", "fault"],
         )
     )
     scores = pa.concat_tables(
@@ -226,7 +230,7 @@ def _manifest(
     keep = {"keep": None, "hold": "hold", "drop": "dropped"}
     labelled = pc.is_null(labels.column("fault")).combine_chunks()
     columns = {name: chosen.column(name) for name in chosen.column_names if name in manifest_schema(names).names}
-    columns |= {name: labels.column(name) for name in ("label_confidence", "boundary_uncertainty")}
+    columns |= {name: labels.column(name) for name in _SAID}
     columns |= {name: scores.column(name) for name in ("student_iou", "student_boundary_iou")}
     columns |= {
         "aspect_bucket": [aspect_bucket(w, h) for w, h in _sizes(chosen)],
@@ -266,7 +270,7 @@ def _column(columns: Mapping[str, Any], field: pa.Field, rows: int) -> Any:
         return pa.nulls(rows, field.type)
     if isinstance(value, list):
         return pa.array(value, field.type)
-    return value if field.name in ("attr", "judge", "vector") else value.cast(field.type)
+    return value if field.name in ("attr", "judge", "persons", "vector") else value.cast(field.type)
 
 
 def _attribute_names(run: Run) -> list[str]:

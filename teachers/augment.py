@@ -33,8 +33,8 @@ class AugmentConfig:
         damage: Probability of each of blur, JPEG and low light, in [0, 1].
     """
 
-    crop: int = 192
-    short_side: int = 192
+    crop: int = 128
+    short_side: int = 128
     scale_low: float = 0.6
     scale_high: float = 1.6
     aspect: float = 1.15
@@ -67,14 +67,6 @@ def draw_crop(image: Image, label: Label, config: AugmentConfig, rng: np.random.
         image, label = image[:, ::-1], label[:, ::-1]
     image = _light(np.ascontiguousarray(image), config.light, rng)
     return _damage(image, config.damage, rng), np.ascontiguousarray(label)
-
-
-def paste(image: Image, label: Label, other: Image, other_label: Label) -> tuple[Image, Label]:
-    """Copy the people of one crop over another (Ghiasi et al., "Simple Copy-Paste", 2021), with a soft edge."""
-    person = other_label == 1
-    alpha = cv2.GaussianBlur(person.astype(np.float32), (3, 3), 0)[:, :, None]
-    mixed = other.astype(np.float32) * alpha + image.astype(np.float32) * (1.0 - alpha)
-    return np.round(mixed).astype(np.uint8), np.where(person, np.uint8(1), label)
 
 
 def shrink(image: Image, label: Label, short_side: int) -> tuple[Image, Label]:

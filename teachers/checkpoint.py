@@ -23,18 +23,13 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from teachers.resnet import BLOCKS
-from teachers.semantic import MSRA_MEAN, SemanticConfig
+from teachers.backbone import BackboneConfig, config_json
 
 #: A larger file is not read: the largest zoo model has 0.5 GB.
 MAX_BYTES = 4 * 2**30
 METADATA_KEY = "curate"
 _ZOO_NAME = re.compile(r"model_final_([0-9a-f]{6})\.pkl")
 _HARMLESS = re.compile(r"pixel_mean|pixel_std|proposal_generator\.anchor_generator\.cell_anchors\.\d+")
-_X101_STD = (57.375, 57.12, 58.395)
-_COARSE = "sem_seg_head.coarse_sem_seg_head."
-_POINT = "sem_seg_head.point_head."
-_BOTTOM_UP = "backbone.bottom_up."
 
 
 class CheckpointError(ValueError):
@@ -261,87 +256,27 @@ def _missing_statistics(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor
     return zeros | {f"{k}running_var": torch.ones_like(given[f"{k}weight"]) for k in present}
 
 
-def infer_config(state: Mapping[str, Tensor]) -> SemanticConfig:
-    """The configuration that a zoo file's shapes imply.
-
-    Shapes say neither the stride's place nor the normalisation of pixels nor the test size: groups above 1 mean X-101
-    (stride in the 3x3, division by a deviation) unless the file holds pixel_std; the test size is the zoo's 1024 to
-    2048. With 19 classes (Cityscapes) a person is class 11, otherwise class 1.
-
-    Raises:
-        CheckpointError: The state is not that of a semantic PointRend.
-    """
-    given = {k.removeprefix("module."): v for k, v in state.items()}
-    try:
-        return SemanticConfig(**_infer_backbone(given), **_infer_heads(given), **_infer_pixels(given))
-    except (KeyError, IndexError, ValueError, ZeroDivisionError) as error:
-        raise CheckpointError(f"not the weights of a semantic PointRend: {error!r}") from error
-
-
-def _infer_backbone(given: Mapping[str, Tensor]) -> dict[str, Any]:
-    blocks = tuple(
-        len({k.split(".")[3] for k in given if k.startswith(f"{_BOTTOM_UP}{stage}.")})
-        for stage in ("res2", "res3", "res4", "res5")
-    )
-    deep = f"{_BOTTOM_UP}res2.0.conv3.weight" in given
-    depths = [d for d, counts in BLOCKS.items() if counts == blocks and (d >= 50) == deep]
-    if not depths:
-        raise ValueError(f"no ResNet has {blocks} blocks")
-    second = given[f"{_BOTTOM_UP}res2.0.conv2.weight"].shape
-    groups = second[0] // second[1]
-    return {
-        "depth": depths[0],
-        "stem_out": given[f"{_BOTTOM_UP}stem.conv1.weight"].shape[0],
-        "res2_out": given[f"{_BOTTOM_UP}res2.0.conv{3 if deep else 2}.weight"].shape[0],
-        "num_groups": groups if deep else 1,
-        "width_per_group": second[1] if deep else SemanticConfig().width_per_group,
-        "stride_in_1x1": groups == 1,
-    }
-
-
-def _infer_heads(given: Mapping[str, Tensor]) -> dict[str, Any]:
-    classes = given[f"{_COARSE}predictor.weight"].shape[0]
-    width = given[f"{_POINT}fc1.weight"].shape[0]
-    last = given[f"{_POINT}predictor.weight"].shape[1]
-    return {
-        "fpn_out": given["backbone.fpn_output2.weight"].shape[0],
-        "sem_convs_dim": given[f"{_COARSE}p2.0.weight"].shape[0],
-        "point_fc_dim": width,
-        "point_num_fc": sum(bool(re.fullmatch(re.escape(_POINT) + r"fc\d+\.weight", k)) for k in given),
-        "num_classes": classes,
-        "coarse_pred_each_layer": last == width + classes,
-        "person_classes": (11,) if classes == 19 else (1,),
-    }
-
-
-def _infer_pixels(given: Mapping[str, Tensor]) -> dict[str, Any]:
-    second = given[f"{_BOTTOM_UP}res2.0.conv2.weight"].shape
-    std = _X101_STD if second[0] != second[1] else (1.0, 1.0, 1.0)
-    return {
-        "pixel_mean": tuple(given["pixel_mean"].flatten().tolist()) if "pixel_mean" in given else MSRA_MEAN,
-        "pixel_std": tuple(given["pixel_std"].flatten().tolist()) if "pixel_std" in given else std,
-    }
-
-
 # --- Writing -----------------------------------------------------------------------------------------------------
 
 
 def save_checkpoint(
-    path: Path, model: nn.Module, config: SemanticConfig, metadata: Mapping[str, str | int | float]
+    path: Path, model: nn.Module, config: BackboneConfig, metadata: Mapping[str, str | int | float]
 ) -> str:
     """Write weights and configuration as safetensors, whole or not at all; equal inputs give equal bytes.
 
     Args:
         path: Where; its folder exists.
         model: Its state is written, in float32 as it is.
-        config: Stored as JSON, so that `teachers.teacher.load_teacher` needs nothing else.
+        config: Stored as JSON, so that `teachers.backend.load_teacher` needs nothing else.
         metadata: What else to remember (steps, scores).
 
     Returns:
         The SHA-256 of the file.
     """
     # One entry only: the writer does not keep the order of several, and equal weights must give equal bytes.
-    header = json.dumps({"config": json.loads(config.to_json()), **metadata}, sort_keys=True)
+    header = json.dumps(
+        {"config": json.loads(config_json(config)), "architecture": config.architecture, **metadata}, sort_keys=True
+    )
     tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
     data = save_safetensors(tensors, {METADATA_KEY: header})
     write_atomically(path, data)

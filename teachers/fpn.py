@@ -32,7 +32,7 @@ class FPN(nn.Module):
         for level in reversed(LEVELS):
             here = self.get_submodule(f"fpn_lateral{level}")(stages[f"res{level}"])
             if above is not None:
-                here = here + functional.interpolate(above, scale_factor=2.0, mode="nearest")
+                here += functional.interpolate(above, scale_factor=2.0, mode="nearest")
             out[f"p{level}"] = self.get_submodule(f"fpn_output{level}")(here)
             above = here
         return {f"p{level}": out[f"p{level}"] for level in LEVELS}

@@ -1,10 +1,11 @@
 """Points of PointRend (Kirillov et al., 2020): sampling at points, choosing them, and the head that labels them.
 
-Letters: N images, C channels or classes, H and W rows and columns, P points. A point is (x, y) in [0, 1]^2;
-(0, 0) is the outer corner of the first pixel, so the centre of column i is at (i + 0.5) / W.
+Letters: N images, C channels or classes, H and W rows and columns, P points, R boxes (of all images, in their order).
+A point is (x, y) in [0, 1]^2; (0, 0) is the outer corner of the first pixel, so the centre of column i is at
+(i + 0.5) / W. A box is (x0, y0, x1, y1) in pixels of the network's input.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -35,10 +36,46 @@ def regular_grid(side: int) -> Tensor:
 
 def uncertainty(logits: Tensor) -> Tensor:
     """Second largest minus largest logit: (N, C, ...) with C >= 2 -> (N, 1, ...), at most 0, 0 most uncertain."""
-    if logits.shape[1] == 2:
-        return -(logits[:, :1] - logits[:, 1:]).abs()
-    top = logits.topk(2, dim=1).values
-    return top[:, 1:2] - top[:, :1]
+    first, second = logits[:, :1].maximum(logits[:, 1:2]), logits[:, :1].minimum(logits[:, 1:2])
+    for index in range(2, logits.shape[1]):  # on a CPU many times faster than topk
+        here = logits[:, index : index + 1]
+        second = second.maximum(first.minimum(here))
+        first = first.maximum(here)
+    return second - first
+
+
+def class_logits(logits: Tensor, classes: Tensor) -> Tensor:
+    """Each box's logits of its class: (R, C, ...) and (R,) int64 -> (R, 1, ...); C = 1 stands for all classes."""
+    if logits.shape[1] == 1:
+        return logits
+    return logits[torch.arange(len(logits), device=logits.device), classes].unsqueeze(1)
+
+
+def class_uncertainty(logits: Tensor, classes: Tensor) -> Tensor:
+    """Minus the size of the class's logit: (R, C, ...) -> (R, 1, ...), at most 0, 0 (the contour) most uncertain."""
+    return -class_logits(logits, classes).abs()
+
+
+def box_points(boxes: Tensor, points: Tensor) -> Tensor:
+    """Points (R, P, 2) of boxes (R, 4), brought from each box's [0, 1]^2 to pixels of the image."""
+    corner, opposite = boxes[:, None, :2], boxes[:, None, 2:]
+    return points * (opposite - corner) + corner
+
+
+def sample_in_boxes(features: Tensor, stride: int, boxes: Sequence[Tensor], points: Tensor) -> Tensor:
+    """Values of (N, C, H, W) at points of boxes -> (R, C, P).
+
+    Args:
+        features: The maps.
+        stride: Pixels of the image for each of theirs.
+        boxes: (R_i, 4) of each image.
+        points: (R, P, 2) in [0, 1]^2 of its box.
+    """
+    height, width = features.shape[2:]
+    size = torch.tensor([width * stride, height * stride], dtype=points.dtype, device=points.device)
+    where = torch.split(box_points(torch.cat(list(boxes)), points) / size, [len(b) for b in boxes])
+    parts = [point_sample(features[i : i + 1], w[None])[0].transpose(0, 1) for i, w in enumerate(where)]
+    return torch.cat(parts)
 
 
 def most_uncertain(scores: Tensor, count: int) -> tuple[Tensor, Tensor]:
@@ -140,3 +177,23 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Mean cross-entropy in float32 over targets that are not `IGNORE`; 0 (with gradient 0) where there is none."""
     total = functional.cross_entropy(logits.float(), targets, ignore_index=IGNORE, reduction="sum")
     return total / (targets != IGNORE).sum().clamp(min=1)
+
+
+def mask_labels(masks: Tensor, boxes: Tensor, points: Tensor) -> Tensor:
+    """Soft labels (R, P) float32 of points (R, P, 2) of boxes (R, 4), read from masks (R, H, W) between the pixels."""
+    size = torch.tensor([masks.shape[2], masks.shape[1]], dtype=points.dtype, device=points.device)
+    return point_sample(masks.unsqueeze(1).to(torch.float32), box_points(boxes, points) / size)[:, 0]
+
+
+def mask_loss(logits: Tensor, labels: Tensor, classes: Tensor) -> Tensor:
+    """Mean binary cross-entropy in float32 of the class's logits; 0 (with gradient 0) where there is no box.
+
+    Args:
+        logits: (R, C, ...).
+        labels: (R, ...) in [0, 1].
+        classes: (R,) int64.
+    """
+    own = class_logits(logits, classes)[:, 0].float()
+    if own.numel() == 0:
+        return logits.float().sum() * 0.0
+    return functional.binary_cross_entropy_with_logits(own, labels.float())

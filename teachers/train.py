@@ -1,175 +1,49 @@
-"""Train a semantic PointRend on a folder of labelled images, on a CPU, in minutes.
+"""Train a semantic PointRend on a folder of labelled images, on a CPU in minutes, or on one or several GPUs.
 
-Killed and started again, a run ends with the same bytes.
+Killed and started again, a run on one CPU device ends with the same bytes.
 
     output/
-      teacher.safetensors   the best weights by held-out IoU (moving average), with their configuration
-      curve.csv             step, losses, learning rate, held-out IoU
+      teacher.safetensors   the best weights by held-out IoU (moving average), with configuration and temperature
+      curve.csv, curve.png  step, losses, learning rate, held-out IoU
+      overlays.jpg          held-out images from the worst to the best, mistakes painted
+      reliability.png       their probabilities against frequencies, before and after the temperature
       state.pt              what a continued run needs (tensors, numbers and text only)
-      result.json           written last: the folder is finished
+      result.json           scores, also of every held-out image; written last: the folder is finished
 """
 
-import csv
-import hashlib
 import io
 import json
 import math
 import time
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from evaluation.masks import iou
-from manifests.labelled import Labelled, labelled_sha256, load_labelled, read_labelled
-from teachers.augment import AugmentConfig, draw_crop, paste, shrink
-from teachers.checkpoint import save_checkpoint, sha256_file, write_atomically
-from teachers.points import IGNORE
-from teachers.semantic import SemanticConfig, SemanticPointRend, build, normalise
-from teachers.teacher import probabilities
+from manifests.labelled import Labelled, labelled_sha256, read_labelled
+from teachers.calibrate import reliability_plot
+from teachers.checkpoint import save_checkpoint, write_atomically
+from teachers.crops import Feed, Scenes, backgrounds_sha256, loaders, read_backgrounds
+from teachers.curve import curve_csv, curve_png
+from teachers.devices import Report, accelerator_of, spread
+from teachers.held_out import Appraisal, appraise, mean_iou
+from teachers.muon import Muon
+from teachers.objective import Objective
+from teachers.pretrained import read_pretrained, start
+from teachers.recipe import TeachConfig, TeachError
+from teachers.record import Plan, TeachResult, read_result, read_state, split
+from teachers.semantic import SemanticPointRend, build
 
-CURVE = ("step", "loss_coarse", "loss_point", "lr", "held_out_iou")
-_SHUFFLE, _CROP, _POINTS = 1, 2, 3
+__all__ = ["FILES", "TeachConfig", "TeachError", "TeachResult", "input_digests", "learning_rate", "split", "teach"]
 
-
-class TeachError(RuntimeError):
-    """Training cannot start, go on or be continued."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TeachConfig:
-    """How a teacher is trained.
-
-    Attributes:
-        model: The network; `norm` must be "BN" or "GN", as frozen statistics cannot be learnt from nothing.
-        augment: How crops are drawn.
-        steps: Optimiser steps.
-        batch: Crops of a step.
-        points: Training points of a crop.
-        learning_rate: Peak of AdamW's rate.
-        weight_decay: AdamW's, on matrices and kernels only.
-        warm_up: Steps of linear warm-up; a cosine to 0 follows.
-        ema: Decay of the moving average of the weights.
-        clip: Largest norm of the gradient.
-        paste: Probability that the people of another crop are pasted over one.
-        held_out_one_in: One image in so many is held out, by a hash of its name.
-        validate_every: Steps between validations.
-        report_every: Steps between reports.
-        checkpoint_seconds: At most so long (and one step) is lost when killed.
-        cache_bytes: Decoded images kept in memory; beyond it they are decoded again.
-    """
-
-    model: SemanticConfig = field(
-        default_factory=lambda: SemanticConfig(
-            depth=18,
-            stem_out=32,
-            res2_out=32,
-            norm="BN",
-            fpn_out=64,
-            sem_convs_dim=64,
-            point_fc_dim=64,
-            subdivision_num_points=2048,
-            min_size_test=192,
-            max_size_test=512,
-            pixel_std=(57.375, 57.12, 58.395),
-        )
-    )
-    augment: AugmentConfig = field(default_factory=AugmentConfig)
-    steps: int = 2400
-    batch: int = 8
-    points: int = 1024
-    learning_rate: float = 1.5e-3
-    weight_decay: float = 0.05
-    warm_up: int = 100
-    ema: float = 0.995
-    clip: float = 5.0
-    paste: float = 0.3
-    held_out_one_in: int = 6
-    validate_every: int = 150
-    report_every: int = field(default=50, metadata={"identity": False})
-    checkpoint_seconds: float = field(default=60.0, metadata={"identity": False})
-    cache_bytes: int = field(default=2**30, metadata={"identity": False})
-
-    def __post_init__(self) -> None:
-        """Check every value."""
-        for name in ("steps", "batch", "points", "validate_every", "report_every"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"teach.{name} must be >= 1, got {getattr(self, name)}")
-        for name in ("weight_decay", "warm_up", "checkpoint_seconds", "cache_bytes"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"teach.{name} must be >= 0, got {getattr(self, name)}")
-        for name in ("learning_rate", "clip"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"teach.{name} must be > 0 and finite, got {getattr(self, name)}")
-        self._check_rest()
-
-    def _check_rest(self) -> None:
-        if not (0 <= self.ema < 1 and 0 <= self.paste <= 1):
-            raise ValueError(f"teach.ema must be in [0, 1) and paste in [0, 1], got {self.ema} and {self.paste}")
-        if self.held_out_one_in < 2:
-            raise ValueError(f"teach.held_out_one_in must be >= 2, got {self.held_out_one_in}")
-        if self.model.norm == "FrozenBN":
-            raise ValueError("teach.model.norm must be BN or GN, got FrozenBN, whose statistics are not learnt")
-
-    @classmethod
-    def quick(cls) -> "TeachConfig":
-        """For small drawn or plain scenes, such as 320x180 frames: about 80 CPU seconds, many small crops."""
-        full = cls()
-        model = replace(
-            full.model, norm="GN", stem_out=16, res2_out=16, fpn_out=32, sem_convs_dim=32, point_fc_dim=32,
-            subdivision_num_points=512, min_size_test=64, max_size_test=128,
-        )  # fmt: skip
-        augment = replace(full.augment, crop=64, short_side=60, scale_low=0.8, scale_high=1.3, light=0.2, damage=0.05)
-        return replace(
-            full, model=model, augment=augment, steps=750, batch=16, points=512, learning_rate=6e-3, warm_up=40,
-            ema=0.99, paste=0.0, validate_every=150, report_every=50,
-        )  # fmt: skip
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class TeachResult:
-    """What a finished training gave.
-
-    Attributes:
-        checkpoint: The file of weights, `teacher.safetensors`.
-        sha256: Its digest.
-        held_out_iou: Mean IoU on the held-out images at their own size, that of the best weights.
-        best_step: The step they are from.
-        steps: Steps taken.
-        trained_on: Names of the images trained on.
-        held_out: Names of the images held out.
-    """
-
-    checkpoint: Path
-    sha256: str
-    held_out_iou: float
-    best_step: int
-    steps: int
-    trained_on: tuple[str, ...]
-    held_out: tuple[str, ...]
-
-
-def split(names: Sequence[str], one_in: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names to train on and names held out, by a hash of each name alone; at least one of each.
-
-    Raises:
-        TeachError: Fewer than two names.
-    """
-    if len(names) < 2:
-        raise TeachError(f"a teacher needs at least two labelled images, one to hold out, got {len(names)}: add some")
-    digest = {name: int(hashlib.sha256(name.encode()).hexdigest(), 16) for name in names}
-    held = {name for name in names if digest[name] % one_in == 0}
-    if not held:
-        held = {min(names, key=lambda n: digest[n])}
-    if len(held) == len(names):
-        held.remove(max(names, key=lambda n: digest[n]))
-    return tuple(n for n in names if n not in held), tuple(n for n in names if n in held)
+#: What a finished folder holds for others to read, the weights first.
+FILES = ("teacher.safetensors", "curve.csv", "curve.png", "overlays.jpg", "reliability.png", "result.json")
+_POINTS = 3
 
 
 def teach(
@@ -177,8 +51,9 @@ def teach(
 ) -> TeachResult:
     """Train a teacher, or go on with one that was interrupted, or return the one that is finished.
 
-    On one machine with one number of torch threads, equal labels, configuration and seed give equal bytes, however
-    often the run was interrupted.
+    On one machine, one CPU device and one number of torch threads, equal labels, configuration and seed give equal
+    bytes, however often the run was interrupted. With several devices the sums are the same but for their rounding,
+    except that batch normalisation sees the crops of one device only.
 
     Args:
         labelled: A folder as `manifests.labelled.read_labelled` takes it.
@@ -189,112 +64,83 @@ def teach(
 
     Raises:
         LabelledError: The labelled set is unusable.
-        TeachError: `output` holds a run of another configuration, seed or labelled set (the difference is named),
-            or a broken state; or a loss is not finite.
+        TeachError: `output` holds a run of another configuration, seed or labelled set (the difference is named), or
+            a broken state; `init` or `backgrounds` cannot be used; a GPU is asked for and absent; or a loss is not
+            finite.
     """
+    accelerator_of(config)
     samples = read_labelled(labelled)
-    plan = _Plan(
-        config=config,
-        seed=seed,
-        labelled=labelled_sha256(samples),
-        output=output,
-        parts=split([s.name for s in samples], config.held_out_one_in),
-    )
+    trained_on, held_out = split([s.name for s in samples], config.held_out_one_in)
+    digests = {"labelled": labelled_sha256(samples), **input_digests(config)}
+    plan = Plan(
+        config=config, seed=seed, digests=digests, output=output, trained_on=trained_on, held_out=held_out
+    )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
-    finished = _read_result(plan)
+    finished = read_result(plan)
     if finished is not None:
         report(f"the teacher in {output} is finished: held-out IoU {finished.held_out_iou:.4f}")
         return finished
-    run = _Run(plan)
-    if plan.state_path.exists():
-        run.restore(_read_state(plan))
-        report(f"going on from step {run.step} of {config.steps}")
-    _train(run, _Images(samples, config), report)
-    return _finish(run)
+    spread(partial(_teach, plan, samples), config, report)
+    result = read_result(plan)
+    assert result is not None
+    return result
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Plan:
-    """What identifies a run; `parts` are the names to train on and those held out."""
+def input_digests(config: TeachConfig) -> dict[str, str]:
+    """Digests of what the config names by path, "init" and "backgrounds"; "" for what it does not name.
 
-    config: TeachConfig
-    seed: int
-    labelled: str
-    output: Path
-    parts: tuple[tuple[str, ...], tuple[str, ...]]
-
-    @property
-    def state_path(self) -> Path:
-        return self.output / "state.pt"
-
-    @property
-    def teacher_path(self) -> Path:
-        return self.output / "teacher.safetensors"
-
-    @property
-    def result_path(self) -> Path:
-        return self.output / "result.json"
-
-    def identity(self) -> dict[str, Any]:
-        """Every value that a continued run must share, flat, as JSON has it."""
-        flat: dict[str, Any] = {"seed": self.seed, "labelled": self.labelled}
-        for name, value in json.loads(json.dumps(asdict(self.config))).items():
-            flat |= {f"{name}.{k}": v for k, v in value.items()} if isinstance(value, dict) else {name: value}
-        return flat
-
-    def check(self, stored: object, path: Path) -> None:
-        """Refuse what another run wrote, naming what differs."""
-        mine = self.identity()
-        if not isinstance(stored, dict):
-            raise TeachError(f"{path} is not readable as a run's: remove {self.output} to start again")
-        differing = [
-            f"{k} is {mine.get(k)!r} and was {stored.get(k)!r}"
-            for k in sorted(set(mine) | set(stored), key=str)
-            if mine.get(k) != stored.get(k)
-        ]
-        if differing:
-            raise TeachError(
-                f"{path} is of another run: {'; '.join(differing)}; choose another output folder or remove this one"
-            )
+    Raises:
+        TeachError: Either cannot be read.
+    """
+    pretrained = read_pretrained(config.init)
+    return {
+        "init": "" if pretrained is None else pretrained.sha256,
+        "backgrounds": backgrounds_sha256(read_backgrounds(config.backgrounds)),
+    }
 
 
-class _Images:
-    """Decoded images: shrunken ones for training, whole ones of the held-out fold; kept while there is room."""
-
-    def __init__(self, samples: Sequence[Labelled], config: TeachConfig) -> None:
-        self.samples = {s.name: s for s in samples}
-        self.side = math.ceil(config.augment.short_side * config.augment.scale_high)
-        self.left = config.cache_bytes
-        self.cache: dict[tuple[str, bool], tuple[NDArray[np.uint8], NDArray[np.uint8]]] = {}
-
-    def get(self, name: str, *, whole: bool) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-        """Image (H, W, 3) uint8 and label (H, W) uint8 of 0, 1, 255."""
-        key = (name, whole)
-        if key in self.cache:
-            return self.cache[key]
-        image, mask, ignore = load_labelled(self.samples[name])
-        label = np.where(ignore, IGNORE, mask).astype(np.uint8)
-        pair = (image, label) if whole else shrink(image, label, self.side)
-        size = pair[0].nbytes + pair[1].nbytes
-        if size <= self.left:
-            self.left -= size
-            self.cache[key] = pair
-        return pair
+def _teach(plan: Plan, samples: Sequence[Labelled], fabric: Any, report: Report) -> None:
+    """What every process does; the first one writes."""
+    config = plan.config
+    scenes = Scenes(samples, plan.trained_on, read_backgrounds(config.backgrounds), config)
+    slots = range(fabric.global_rank, config.batch, fabric.world_size)
+    feed = Feed(scenes, plan.seed, slots, loaders(fabric.device))
+    try:
+        run = _Run(plan, fabric, report)
+        _train(run, feed, report)
+    finally:
+        feed.close()
+    if fabric.global_rank == 0:
+        _finish(run, scenes)
 
 
 class _Run:
-    """What changes while training."""
+    """What changes while training, in one process."""
 
-    def __init__(self, plan: _Plan) -> None:
+    def __init__(self, plan: Plan, fabric: Any, report: Report) -> None:
         self.plan = plan
-        self.model = _first_weights(plan).to(memory_format=torch.channels_last).train()
-        self.average = deepcopy(self.model).eval()
-        self.optimiser = _optimiser(self.model, plan.config)
+        self.fabric = fabric
+        config = plan.config
+        state = read_state(plan) if plan.state_path.exists() else None
+        self.model = _first_weights(plan, None if state else report).to(memory_format=torch.channels_last).train()
+        self.average = deepcopy(self.model).eval().to(fabric.device)
+        objective = Objective(
+            self.model,
+            num_points=config.points,
+            batch=config.batch,
+            rank=fabric.global_rank,
+            devices=fabric.world_size,
+        )
+        self.muon = Muon(self.model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+        self.objective, self.optimiser = fabric.setup(objective, self.muon)
         self.step = 0
         self.best_iou = -1.0
         self.best_step = 0
         self.best: dict[str, Tensor] = {}
         self.rows: list[list[float]] = []
+        if state is not None:
+            self.restore(state)
+            report(f"going on from step {self.step} of {config.steps}")
 
     def save(self) -> None:
         """Write `state.pt` and `curve.csv`."""
@@ -302,7 +148,8 @@ class _Run:
             "identity": json.dumps(self.plan.identity(), sort_keys=True),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
-            "optimiser": self.optimiser.state_dict(),
+            "optimiser": self.muon.state_dict(),
+            "scaler": self.fabric.strategy.precision.state_dict(),
             "step": self.step,
             "best_iou": self.best_iou,
             "best_step": self.best_step,
@@ -312,32 +159,37 @@ class _Run:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomically(self.plan.state_path, buffer.getvalue())
-        write_atomically(self.plan.output / "curve.csv", _curve(self.rows))
+        write_atomically(self.plan.output / "curve.csv", curve_csv(self.rows))
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to what `save` wrote."""
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        self.muon.load_state_dict(state["optimiser"])
+        self.fabric.strategy.precision.load_state_dict(state["scaler"])
         self.step, self.best_iou, self.best_step = state["step"], state["best_iou"], state["best_step"]
         self.best = dict(state["best"])
         self.rows = state["rows"].tolist()
 
 
-def _first_weights(plan: _Plan) -> SemanticPointRend:
-    """The original's, but with coarse logits near 0: from nothing, its large ones cost the first steps to unlearn."""
-    model = build(plan.config.model, plan.seed)
+def _first_weights(plan: Plan, report: Report | None) -> SemanticPointRend:
+    """Drawn ones with what `init` holds laid over them.
+
+    Drawn as in the original, but with coarse logits near 0: its large ones cost the first steps to unlearn.
+    """
+    config = plan.config
+    model = build(config.model, plan.seed)
     with torch.no_grad():
         model.sem_seg_head.coarse_sem_seg_head.predictor.weight.mul_(0.01)
+    pretrained = read_pretrained(config.init)
+    if pretrained is None:
+        return model
+    fresh = start(model, pretrained)
+    if report is not None:
+        report(f"first weights from {pretrained.source} (sha256 {pretrained.sha256[:12]}), {len(fresh)} keys afresh")
+        for key in fresh:
+            report(f"  afresh: {key}")
     return model
-
-
-def _optimiser(model: nn.Module, config: TeachConfig) -> torch.optim.AdamW:
-    """AdamW that decays kernels, but no bias, scale or shift."""
-    kernels = [p for p in model.parameters() if p.dim() > 1]
-    others = [p for p in model.parameters() if p.dim() <= 1]
-    groups = [{"params": kernels, "weight_decay": config.weight_decay}, {"params": others, "weight_decay": 0.0}]
-    return torch.optim.AdamW(groups, lr=config.learning_rate)
 
 
 def learning_rate(step: int, config: TeachConfig) -> float:
@@ -348,13 +200,16 @@ def learning_rate(step: int, config: TeachConfig) -> float:
     return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * share))
 
 
-def _train(run: _Run, images: _Images, report: Callable[[str], None]) -> None:
+def _train(run: _Run, feed: Feed, report: Report) -> None:
     config = run.plan.config
+    first = run.fabric.global_rank == 0
     saved = time.monotonic()
     while run.step < config.steps:
-        row = _step(run, images)
+        row = _step(run, feed)
         validates = run.step % config.validate_every == 0 or run.step == config.steps
-        run.rows.append([*row, _validate(run, images) if validates else math.nan])
+        if not first:
+            continue
+        run.rows.append([*row, _validate(run, feed.scenes) if validates else math.nan])
         if validates or time.monotonic() - saved >= config.checkpoint_seconds:
             run.save()
             saved = time.monotonic()
@@ -362,27 +217,38 @@ def _train(run: _Run, images: _Images, report: Callable[[str], None]) -> None:
             report(_line(run, validates))
 
 
-def _step(run: _Run, images: _Images) -> list[float]:
+def _step(run: _Run, feed: Feed) -> list[float]:
     """One optimiser step; returns its number, the two losses and the rate."""
-    config, step = run.plan.config, run.step
-    inputs, labels = _batch(run.plan, images, step)
+    config, step, fabric = run.plan.config, run.step, run.fabric
+    inputs, labels = (x.to(fabric.device, non_blocking=True) for x in feed.batch(step))
     rate = learning_rate(step, config)
-    for group in run.optimiser.param_groups:
+    for group in run.muon.param_groups:
         group["lr"] = rate
     drawn = int(np.random.SeedSequence([run.plan.seed, _POINTS, step]).generate_state(1)[0])
-    generator = torch.Generator().manual_seed(drawn)
-    losses = run.model.losses(inputs, labels, num_points=config.points, generator=generator)
-    coarse, point = losses["loss_sem_seg"], losses["loss_sem_seg_point"]
-    values = [coarse.item(), point.item()]
+    losses, counts = run.objective(inputs, labels, drawn)
+    values, share = _over_devices(fabric, losses, counts)
     if not all(map(math.isfinite, values)):
         raise TeachError(f"step {step + 1}: the losses are {values}; lower the learning rate ({rate:.3g})")
     run.optimiser.zero_grad()
-    (coarse + point).backward()  # type: ignore[no-untyped-call]
-    nn.utils.clip_grad_norm_(run.model.parameters(), config.clip)
+    fabric.backward((losses * share).sum())
+    fabric.clip_gradients(run.objective, run.optimiser, max_norm=config.clip, error_if_nonfinite=False)
     run.optimiser.step()
     run.step += 1
     _follow(run.average, run.model, min(config.ema, run.step / (run.step + 10)))
     return [run.step, *values, rate]
+
+
+def _over_devices(fabric: Any, losses: Tensor, counts: Tensor) -> tuple[list[float], Tensor]:
+    """The mean losses over all devices, and what to weight those of this one with.
+
+    Devices average gradients. So that the average is the gradient of the mean over the pixels of all, a device's mean
+    counts by its share of these pixels.
+    """
+    if fabric.world_size == 1:
+        return losses.tolist(), torch.ones_like(losses)
+    sums = fabric.all_reduce(torch.stack([losses.detach().double() * counts, counts.double()]), reduce_op="sum")
+    total = sums[1].clamp(min=1)
+    return (sums[0] / total).tolist(), (fabric.world_size * counts / total).to(losses.dtype)
 
 
 @torch.no_grad()
@@ -392,34 +258,9 @@ def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
         mine.lerp_(theirs, 1.0 - decay)
 
 
-def _batch(plan: _Plan, images: _Images, step: int) -> tuple[Tensor, Tensor]:
-    """The batch of a step, which follows from (seed, step, slot) alone: (N, 3, S, S) float32 and (N, S, S) uint8."""
-    pairs = [_crop(plan, images, step, slot) for slot in range(plan.config.batch)]
-    inputs = torch.stack([normalise(image, plan.config.model) for image, _ in pairs])
-    labels = torch.from_numpy(np.stack([label for _, label in pairs]))
-    return inputs.contiguous(memory_format=torch.channels_last), labels
-
-
-def _crop(plan: _Plan, images: _Images, step: int, slot: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    names, config = plan.parts[0], plan.config
-    epoch, place = divmod(step * config.batch + slot, len(names))
-    order = np.random.default_rng([plan.seed, _SHUFFLE, epoch]).permutation(len(names))
-    rng = np.random.default_rng([plan.seed, _CROP, step, slot])
-    image, label = draw_crop(*images.get(names[order[place]], whole=False), config.augment, rng)
-    if rng.random() < config.paste:
-        donor = images.get(names[int(rng.integers(len(names)))], whole=False)
-        image, label = paste(image, label, *draw_crop(*donor, config.augment, rng))
-    return image, label
-
-
-def _validate(run: _Run, images: _Images) -> float:
+def _validate(run: _Run, scenes: Scenes) -> float:
     """Mean IoU of the averaged weights on the held-out images at their own size; keeps the best weights."""
-    scores = []
-    for name in run.plan.parts[1]:
-        image, label = images.get(name, whole=True)
-        found = probabilities(run.average, [image])[0] >= 0.5
-        scores.append(iou(found, label == 1, label == IGNORE))
-    mean = float(np.mean(scores))
+    mean = mean_iou(run.average, scenes, run.plan.held_out)
     if mean > run.best_iou:
         run.best_iou, run.best_step = mean, run.step
         run.best = {k: v.clone() for k, v in run.average.state_dict().items()}
@@ -434,66 +275,39 @@ def _line(run: _Run, validates: bool) -> str:
     return f"{text}; held-out IoU {score:.4f}, best {run.best_iou:.4f} at step {run.best_step}"
 
 
-def _curve(rows: Sequence[Sequence[float]]) -> bytes:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(CURVE)
-    for step, coarse, point, rate, score in rows:
-        shown = "" if math.isnan(score) else f"{score:.6f}"
-        writer.writerow([int(step), f"{coarse:.6g}", f"{point:.6g}", f"{rate:.6g}", shown])
-    return text.getvalue().encode()
-
-
-def _read_state(plan: _Plan) -> dict[str, Any]:
-    try:
-        state: dict[str, Any] = torch.load(plan.state_path, map_location="cpu", weights_only=True)
-        stored = json.loads(state["identity"])
-    except Exception as error:  # torch raises many kinds for a broken file
-        raise TeachError(f"{plan.state_path} cannot be read ({error!r}): remove it to start again") from error
-    plan.check(stored, plan.state_path)
-    return state
-
-
-def _finish(run: _Run) -> TeachResult:
-    """Write the teacher, then the result that marks the folder as finished."""
+def _finish(run: _Run, scenes: Scenes) -> None:
+    """Write teacher, curve and pictures, then the result that marks the folder as finished."""
     plan = run.plan
-    best: SemanticPointRend = deepcopy(run.average)
-    best.load_state_dict(run.best)
-    metadata: dict[str, str | int | float] = {
+    run.average.load_state_dict(run.best)
+    found = appraise(run.average, scenes, plan.held_out)
+    numbers: dict[str, float] = {
         "held_out_iou": run.best_iou,
+        "held_out_boundary_iou": found.mean("boundary_iou"),
+        "temperature": found.after.temperature,
+    }
+    metadata: dict[str, str | int | float] = {
+        **numbers,
         "step": run.best_step,
         "seed": plan.seed,
-        "labelled_sha256": plan.labelled,
+        **{f"{name}_sha256": digest for name, digest in plan.digests.items()},
     }
-    sha256 = save_checkpoint(plan.teacher_path, best, plan.config.model, metadata)
-    values = {"held_out_iou": run.best_iou, "best_step": run.best_step, "steps": run.step, "sha256": sha256}
-    record = {**values, "identity": plan.identity()}
+    record = {
+        **numbers,
+        "ece_before": found.before.ece,
+        "ece_after": found.after.ece,
+        "best_step": run.best_step,
+        "steps": run.step,
+        "sha256": save_checkpoint(plan.teacher_path, run.average, plan.config.model, metadata),
+        "held_out": _scores(found),
+        "identity": plan.identity(),
+    }
+    write_atomically(plan.output / "curve.csv", curve_csv(run.rows))
+    write_atomically(plan.output / "curve.png", curve_png(run.rows, run.best_step))
+    write_atomically(plan.output / "overlays.jpg", found.overlays)
+    write_atomically(plan.output / "reliability.png", reliability_plot(found.before, found.after))
     write_atomically(plan.result_path, (json.dumps(record, indent=2, sort_keys=True) + "\n").encode())
-    return _result(plan, record)
 
 
-def _read_result(plan: _Plan) -> TeachResult | None:
-    """The result of a finished folder, None where it is not finished."""
-    if not plan.result_path.exists():
-        return None
-    try:
-        record = json.loads(plan.result_path.read_bytes())
-        plan.check(record["identity"], plan.result_path)
-        result = _result(plan, record)
-    except (ValueError, KeyError, TypeError) as error:
-        raise TeachError(f"{plan.result_path} cannot be read ({error!r}): remove {plan.output}") from error
-    if not plan.teacher_path.is_file() or sha256_file(plan.teacher_path) != result.sha256:
-        raise TeachError(f"{plan.teacher_path} is not the file that was finished here: remove {plan.output}")
-    return result
-
-
-def _result(plan: _Plan, record: dict[str, Any]) -> TeachResult:
-    return TeachResult(
-        checkpoint=plan.teacher_path,
-        sha256=record["sha256"],
-        held_out_iou=record["held_out_iou"],
-        best_step=record["best_step"],
-        steps=record["steps"],
-        trained_on=plan.parts[0],
-        held_out=plan.parts[1],
-    )
+def _scores(found: Appraisal) -> dict[str, dict[str, float | None]]:
+    names = ("iou", "boundary_iou", "precision", "recall", "label_confidence", "area_truth")
+    return {image.name: {name: getattr(image, name) for name in names} for image in found.images}

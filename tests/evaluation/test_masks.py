@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from numpy.typing import NDArray
 
-from evaluation.masks import confusion, iou
+from evaluation.masks import confusion, iou, overlap_counts, ratio_of
 
 Mask = NDArray[np.bool_]
 
@@ -37,6 +37,19 @@ def test_confusion_counts_every_pixel_once(masks: tuple[Mask, Mask, Mask]) -> No
     expected = ((a & b).sum(), (a & ~b).sum(), (~a & b).sum(), (~a & ~b).sum())
     assert confusion(a, b) == expected
     assert sum(confusion(a, b)) == a.size
+
+
+@given(triples())
+def test_counts_are_those_of_both_and_either(masks: tuple[Mask, Mask, Mask]) -> None:
+    a, b, void = masks
+    assert overlap_counts(a, b) == ((a & b).sum(), (a | b).sum())
+    assert overlap_counts(a, b, void) == ((a & b & ~void).sum(), ((a | b) & ~void).sum())
+
+
+def test_a_ratio_of_nothing_is_what_is_asked_for() -> None:
+    assert ratio_of(1, 4, empty=9.0) == 0.25
+    assert ratio_of(0, 0, empty=1.0) == 1
+    assert np.isnan(ratio_of(0, 0, empty=np.nan))
 
 
 def test_the_inputs_are_left_alone() -> None:

@@ -27,9 +27,9 @@ def test_every_schema_names_itself_in_the_current_version(name: str) -> None:
     check_columns(SCHEMAS[name], SCHEMAS[name])
 
 
-def test_the_manifest_has_52_columns_and_the_verdict_after_the_decision() -> None:
+def test_the_manifest_has_53_columns_and_the_verdict_after_the_decision() -> None:
     schema = manifest_schema(["lighting", "indoor"])
-    assert len(schema) == len(set(schema.names)) == 52
+    assert len(schema) == len(set(schema.names)) == 53
     place = schema.names.index("decision_by")
     assert schema.names[place + 1 : place + 3] == ["verdict", "judge"]
     assert not schema.field("verdict").nullable

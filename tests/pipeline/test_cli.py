@@ -16,7 +16,7 @@ from pipeline.errors import CurateError, InputError, StageError, StorageError, U
 from pipeline.job import Job, Result
 from pipeline.plan import Line, Plan
 from pipeline.release import write
-from teachers.teacher import load_teacher
+from teachers.backend import load_teacher
 from tests.end_to_end.conftest import CONFIG
 from tests.pipeline.media import jpeg, texture
 from tests.pipeline.test_publish import draw_published

@@ -32,7 +32,8 @@ def _literal(item: Any) -> str:
 
 def leaves(kind: type[Any], path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     """Every field below a config class that is no section: its path and its type."""
-    for name, hint in typing.get_type_hints(kind).items():
+    hints = typing.get_type_hints(kind)
+    for name, hint in ((f.name, hints[f.name]) for f in dataclasses.fields(kind)):
         if dataclasses.is_dataclass(hint):
             yield from leaves(typing.cast("type[Any]", hint), (*path, name))
         else:
@@ -84,7 +85,8 @@ def test_every_setting_enters_the_identity_unless_it_changes_no_byte() -> None:
 
     absent = {leaf for leaf in set(LEAVES) - set(names(before)) if leaf[0] != "price"}
     progress = {("teach", name) for name in ("report_every", "checkpoint_seconds", "cache_bytes")}
-    assert absent == {("embed", "checkpoint"), ("judge", "student", "save_seconds"), *progress}
+    paths = {("teach", name) for name in ("init", "backgrounds")}
+    assert absent == {("embed", "checkpoint"), ("judge", "student", "save_seconds"), *progress, *paths}
     assert len(fingerprint("s", 1, Config(), [], [])) == 20
 
 

@@ -23,9 +23,10 @@ from pipeline.frames import ScanConfig
 from pipeline.label import LABELLED, Label, LabelConfig, _columns, label_spans, resize_soft
 from pipeline.select import cell_name, selection_key
 from pipeline.stage import Done, iter_tables
+from teachers.backend import TeacherConfig, load_teacher
 from teachers.checkpoint import save_checkpoint
 from teachers.semantic import SemanticConfig, build
-from teachers.teacher import Prediction, load_teacher
+from teachers.teacher import Prediction
 from tests.pipeline.media import jpeg, moving, table, texture, video
 from tests.pipeline.test_assign import finish
 from tests.pipeline.test_probe import probe, sources_file
@@ -90,7 +91,9 @@ class Drawn:
     def label(self, name: str, rows: int = 32, batch: int = 8) -> Done:
         """The label stage in a folder of that name."""
         config = LabelConfig(rows=rows, batch=batch, student_side=SIDE)
-        work = Label(config=config, scan=SCAN, teacher=str(self.teacher), teacher_sha256=self.sha256)
+        work = Label(
+            config=config, scan=SCAN, run=TeacherConfig(), teacher=str(self.teacher), teacher_sha256=self.sha256
+        )
         return finish(work, self.folder / name, label_spans(self.uri, self.chosen.num_rows, config))
 
     def frames(self) -> dict[int, NDArray[np.uint8]]:
@@ -201,7 +204,13 @@ def test_a_frame_that_is_gone_or_has_changed_keeps_its_row_without_a_label(tmp_p
 
 def test_a_teacher_that_changed_after_planning_is_refused(tmp_path: Path) -> None:
     sha256 = draw_teacher(tmp_path / "teacher.safetensors", seed=0)
-    work = Label(config=LabelConfig(), scan=SCAN, teacher=str(tmp_path / "teacher.safetensors"), teacher_sha256=sha256)
+    work = Label(
+        config=LabelConfig(),
+        scan=SCAN,
+        run=TeacherConfig(),
+        teacher=str(tmp_path / "teacher.safetensors"),
+        teacher_sha256=sha256,
+    )
     work.open()
     other = draw_teacher(tmp_path / "teacher.safetensors", seed=1)
     with pytest.raises(InputError, match=rf"teacher.safetensors has changed since the run was planned \(.*{other}"):

@@ -2,13 +2,14 @@
 
 from dataclasses import replace
 
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from teachers.augment import AugmentConfig, draw_crop, paste, shrink
+from teachers.augment import AugmentConfig, draw_crop, shrink
 
 PLAIN = AugmentConfig(crop=64, short_side=48, light=0.0, damage=0.0)
 
@@ -63,16 +64,82 @@ def test_what_lies_outside_the_image_is_ignored() -> None:
     assert np.count_nonzero(found == 255) == found.size - np.count_nonzero(found == 1)
 
 
-def test_pasting_moves_people_and_nothing_else() -> None:
-    base, base_label = np.full((32, 32, 3), 10, np.uint8), np.zeros((32, 32), np.uint8)
-    other, other_label = np.full((32, 32, 3), 200, np.uint8), np.zeros((32, 32), np.uint8)
-    other_label[8:16, 8:16] = 1
-    other_label[20:] = 255
-    image, label = paste(base, base_label, other, other_label)
-    assert np.array_equal(label == 1, other_label == 1)
-    assert not (label == 255).any()
-    assert (image[9:15, 9:15] == 200).all()
-    assert (image[18:] == 10).all()
+STILL = replace(PLAIN, crop=64, short_side=64, scale_low=1.0, scale_high=1.0, aspect=1.0, degrees=0.0)
+
+
+def photograph(seed: int = 0) -> NDArray[np.uint8]:
+    """Smooth colour with some grain, 64x64."""
+    rng = np.random.default_rng(seed)
+    smooth = cv2.resize(rng.uniform(60, 200, (6, 6, 3)), (64, 64), interpolation=cv2.INTER_CUBIC)
+    grained: NDArray[np.uint8] = np.clip(smooth + rng.normal(0, 6, (64, 64, 3)), 0, 255).astype(np.uint8)
+    return grained
+
+
+def test_half_of_the_crops_are_mirrored_and_nothing_else_happens_to_them() -> None:
+    image, label = photograph(), np.zeros((64, 64), np.uint8)
+    label[:, :20] = 1
+    mirrored = 0
+    for seed in range(200):
+        found, truth = draw_crop(image, label, STILL, np.random.default_rng(seed))
+        turned = bool(truth[0, -1])
+        mirrored += turned
+        assert np.array_equal(found, image[:, ::-1] if turned else image)
+        assert np.array_equal(truth, label[:, ::-1] if turned else label)
+    assert 75 <= mirrored <= 125
+
+
+def test_scales_and_places_vary_within_their_limits() -> None:
+    label = np.zeros((128, 128), np.uint8)
+    label[44:84, 44:84] = 1
+    config = replace(STILL, short_side=64, scale_low=0.5, scale_high=1.0)
+    sides, lefts = [], set()
+    for seed in range(100):
+        _, truth = draw_crop(np.zeros((128, 128, 3), np.uint8), label, config, np.random.default_rng(seed))
+        sides.append(np.count_nonzero(truth == 1) ** 0.5)
+        lefts.add(int(np.flatnonzero((truth == 1).any(axis=0))[0]))
+    assert min(sides) == pytest.approx(10, abs=1.5)
+    assert max(sides) == pytest.approx(20, abs=1.5)
+    assert len(lefts) > 10
+
+
+def test_light_and_colour_vary_and_leave_the_label() -> None:
+    image, label = photograph(), np.ones((64, 64), np.uint8)
+    shades = np.array(
+        [
+            draw_crop(image, label, replace(STILL, light=0.5), np.random.default_rng(s))[0].mean((0, 1))
+            for s in range(50)
+        ]
+    )
+    assert np.ptp(shades.mean(axis=1)) > 40  # brightness
+    assert np.ptp(shades[:, 0] - shades[:, 2]) > 8  # colour
+    same = draw_crop(image, label, STILL, np.random.default_rng(0))[0]
+    assert np.array_equal(np.sort(same, axis=1), np.sort(image, axis=1))
+
+
+def test_damage_is_low_light_blur_and_jpeg_each_by_itself() -> None:
+    """Told apart by what they do: light falls; grain and edges fade; blocks of 8 pixels part from their neighbours."""
+    image, label = photograph(), np.zeros((64, 64), np.uint8)
+
+    def grain(picture: NDArray[np.uint8]) -> float:
+        return float(np.abs(np.diff(picture.astype(float), axis=1)).mean())
+
+    def blocks(picture: NDArray[np.uint8]) -> float:
+        steps = np.abs(np.diff(picture.astype(float), axis=1)).mean(axis=(0, 2))
+        return float(steps[7::8].mean() / np.delete(steps, np.s_[7::8]).mean())
+
+    dark = blurred = blocky = whole = 0
+    for seed in range(300):
+        found, truth = draw_crop(image, label, replace(STILL, damage=0.15), np.random.default_rng(seed))
+        assert not truth.any()
+        darker = found.mean() < 0.7 * image.mean()
+        dark += darker
+        blurred += not darker and grain(found) < 0.6 * grain(image) and blocks(found) < 1.2
+        blocky += not darker and blocks(found) > 1.3
+        whole += np.array_equal(found, image) or np.array_equal(found, image[:, ::-1])
+    assert 25 <= dark <= 65
+    assert blurred >= 10
+    assert blocky >= 10
+    assert whole == pytest.approx(300 * 0.85**3, abs=35)
 
 
 def test_shrinking_averages_and_never_enlarges() -> None:

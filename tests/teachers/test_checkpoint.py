@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
+from teachers.backbone import network_size, normalise, pad, parse_config, resize, restore
 from teachers.checkpoint import (
     CheckpointError,
     clean,
-    infer_config,
     load_state,
     match,
     read_metadata,
@@ -26,7 +26,8 @@ from teachers.checkpoint import (
     sha256_file,
     write_atomically,
 )
-from teachers.semantic import SemanticConfig, SemanticPointRend, build, network_size, normalise, pad, resize, restore
+from teachers.infer import infer_config
+from teachers.semantic import SemanticConfig, SemanticPointRend, build
 
 TINY = SemanticConfig(
     depth=18, stem_out=4, res2_out=4, norm="BN", fpn_out=4, sem_convs_dim=32, point_fc_dim=4, min_size_test=64
@@ -258,7 +259,7 @@ def test_what_is_saved_is_loaded_and_equal_inputs_give_equal_bytes(tmp_path: Pat
     metadata = read_metadata(path)
     assert metadata is not None
     assert metadata["step"] == 5
-    assert SemanticConfig.from_dict(metadata["config"]) == TINY
+    assert parse_config(SemanticConfig, metadata["config"]) == TINY
     other = build(TINY, 4)
     match(load_state(path), other)
     assert all(torch.equal(v, model.state_dict()[k]) for k, v in other.state_dict().items())

@@ -155,3 +155,68 @@ def test_the_point_head_equals_the_reference(primitives: Arrays, each: int) -> N
     with torch.no_grad():
         found = head(tensor(primitives[f"head_each{each}_fine"]), tensor(primitives[f"head_each{each}_coarse"]))
     assert_close(found, primitives[f"head_each{each}_out"])
+
+
+def test_uncertainty_of_a_class_equals_the_reference(primitives: Arrays) -> None:
+    found = points.class_uncertainty(tensor(primitives["unc_inst_in"]), tensor(primitives["unc_inst_classes"]).long())
+    assert_close(found, primitives["unc_inst_out"], atol=1e-6)
+    one = points.class_uncertainty(tensor(primitives["unc_inst1_in"]), torch.tensor([7, 0, 3]))
+    assert_close(one, primitives["unc_inst1_out"], atol=1e-6)
+
+
+def boxes_and_points(primitives: Arrays) -> tuple[tuple[Tensor, ...], Tensor]:
+    return torch.split(tensor(primitives["inst_boxes"]), [2, 3]), tensor(primitives["inst_box_points"])
+
+
+def test_points_of_boxes_and_features_there_equal_the_reference(primitives: Arrays) -> None:
+    boxes, where = boxes_and_points(primitives)
+    assert_close(points.box_points(torch.cat(boxes), where), primitives["inst_points_image"], atol=1e-4)
+    levels = [points.sample_in_boxes(tensor(primitives[f"inst_feat{i}"]), 4 * 2**i, boxes, where) for i in (0, 1)]
+    assert_close(torch.cat(levels, dim=1), primitives["inst_feats_out"])
+
+
+@pytest.mark.parametrize("mistake", ["one size for all", "images swapped", "wrong stride"])
+def test_the_reference_notices_a_mistake_in_sampling_boxes(primitives: Arrays, mistake: str) -> None:
+    boxes, where = boxes_and_points(primitives)
+    features = tensor(primitives["inst_feat0"])
+    wanted = tensor(primitives["inst_feats_out"])[:, : features.shape[1]]
+    right = points.sample_in_boxes(features, 4, boxes, where)
+    if mistake == "one size for all":
+        wrong = points.sample_in_boxes(features, 4, boxes, where.flip(2))
+    elif mistake == "images swapped":
+        wrong = points.sample_in_boxes(features.flip(0), 4, boxes, where)
+    else:
+        wrong = points.sample_in_boxes(features, 8, boxes, where)
+    torch.testing.assert_close(right, wanted)
+    assert (wrong - wanted).abs().max() > 1e-2
+
+
+def test_labels_and_loss_of_mask_points_equal_the_reference(primitives: Arrays) -> None:
+    boxes, where = boxes_and_points(primitives)
+    width = int(primitives["inst_gt_shape"][-1])
+    masks = tensor(np.unpackbits(primitives["inst_gt_masks"], axis=-1)[..., :width].astype(bool))
+    labels = points.mask_labels(masks, torch.cat(boxes), where)
+    assert_close(labels, primitives["inst_point_labels"])
+    classes = tensor(primitives["inst_gt_classes"]).long()
+    assert_close(points.mask_loss(tensor(primitives["inst_point_logits"]), labels, classes),
+                 primitives["inst_point_loss"])  # fmt: skip
+
+
+def test_a_mask_loss_of_no_box_is_zero_with_zero_gradient() -> None:
+    logits = torch.zeros(0, 3, 5, requires_grad=True)
+    loss = points.mask_loss(logits, torch.zeros(0, 5), torch.zeros(0, dtype=torch.int64))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == 0
+    assert logits.grad is not None
+
+
+@given(seed=st.integers(0, 2**31))
+def test_only_the_own_class_matters_for_mask_loss_and_uncertainty(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    logits, labels = torch.randn(4, 3, 6, generator=generator), torch.rand(4, 6, generator=generator)
+    classes = torch.randint(0, 3, (4,), generator=generator)
+    other = logits + torch.randn(4, 3, 6, generator=generator)
+    rows = torch.arange(4)
+    other[rows, classes] = logits[rows, classes]
+    assert torch.equal(points.mask_loss(logits, labels, classes), points.mask_loss(other, labels, classes))
+    assert torch.equal(points.class_uncertainty(logits, classes), points.class_uncertainty(other, classes))

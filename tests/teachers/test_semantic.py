@@ -15,16 +15,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from teachers import checkpoint
-from teachers.semantic import (
-    SemanticConfig,
-    SemanticPointRend,
-    build,
-    network_size,
-    normalise,
-    pad,
-    resize,
-    restore,
-)
+from teachers.backbone import config_json, network_size, normalise, pad, parse_config, resize, restore
+from teachers.semantic import SemanticConfig, SemanticPointRend, build
 
 CASES = ["sem_r50_c19", "sem_r50_c2_each"]
 TINY = SemanticConfig(
@@ -234,7 +226,7 @@ def test_refinement_changes_chosen_points_only() -> None:
 
 def test_a_configuration_survives_json() -> None:
     config = replace(TINY, num_classes=19, person_classes=(11, 12), pixel_std=(57.375, 57.12, 58.395))
-    assert SemanticConfig.from_dict(json.loads(config.to_json())) == config
+    assert parse_config(SemanticConfig, json.loads(config_json(config))) == config
 
 
 @pytest.mark.parametrize(
@@ -262,4 +254,4 @@ def test_an_impossible_configuration_is_refused(change: dict[str, Any], message:
 @pytest.mark.parametrize("values", [{"depht": 18}, {"depth": "18"}, {"depth": True}, {"pixel_mean": 3.0}])
 def test_a_stored_configuration_with_unknown_or_mistyped_values_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"unknown keys|must be"):
-        SemanticConfig.from_dict(values)
+        parse_config(SemanticConfig, values)
