@@ -4,8 +4,8 @@ Usage: python -m benchmarks.teacher_quality [--folds K] [--only I] [--seed S] [-
 
 Reads ``$CURATE_SHARED/data`` (labelled photographs) and ``$CURATE_SHARED/models`` (ONNX person models, where present).
 For each of K folds (by a hash of the name) a teacher is trained from nothing on the rest, with the recipe that
-``teachers.recipe.TeachConfig`` has by default and the seed, and measured on the fold. On the same pictures: the mean mask
-of the rest (the prior), and the ONNX models, which have seen many thousand portraits.
+``teachers.recipe.TeachConfig`` has by default and the seed, and measured on the fold. On the same pictures: the mean
+mask of the rest (the prior), and the ONNX models, which have seen many thousand portraits.
 Printed are IoU, Boundary IoU, precision and recall over all folds, with intervals, and IoU by source of the pictures.
 Killed, the same command goes on; ``--only I`` trains and measures one fold (to run folds side by side).
 """
@@ -102,7 +102,7 @@ def ready_made() -> dict[str, Callable[[], Teacher]]:
 
 def shown(scores: Sequence[ImageScore], metric: str) -> str:
     """Mean and interval of a metric."""
-    found = estimate(np.array([np.nan if (v := getattr(s, metric)) is None else v for s in scores]))
+    found = estimate(np.array([value for s in scores if (value := getattr(s, metric)) is not None]))
     if found.mean is None or found.low is None or found.high is None:
         return f"{'-' if found.mean is None else f'{found.mean:.3f}':>20}"
     return f"{found.mean:.3f} [{found.low:.3f}, {found.high:.3f}]"

@@ -23,7 +23,8 @@ from evaluation.masks import check_mask, check_pair, overlap_counts, ratio_of
 Mask = NDArray[np.bool_]
 Field = NDArray[np.float32]
 
-_STRIP = 1 << 17  # pixels
+#: Pixels worked on at a time, so that they stay in the processor's cache: of a check, and of a warp.
+_CHECKED, _WARPED = 1 << 15, 1 << 17
 _DOUBTFUL = 1 / 16  # OpenCV's remap is off by less, in every version since 4
 
 
@@ -102,7 +103,7 @@ def warp(mask: Mask, flow: Field, *, nearest: bool = False) -> tuple[Mask, Mask]
     _check_flow(flow, mask.shape)
     warped, inside = np.empty_like(mask), np.empty_like(mask)
     plane = np.ascontiguousarray(mask).astype(np.float32)
-    for strip in _strips(flow):
+    for strip in _strips(flow, _WARPED):
         x, y = _targets((flow[strip, :, 0], flow[strip, :, 1]), strip)
         if nearest:
             x, y = np.floor(x + np.float32(0.5)), np.floor(y + np.float32(0.5))
@@ -127,7 +128,7 @@ def believed(forward: Field, backward: Field, config: WarpConfig | None = None) 
     _check_flow(forward, backward.shape[:2])
     found = np.empty(backward.shape[:2], np.bool_)
     ahead = np.ascontiguousarray(forward[..., 0]), np.ascontiguousarray(forward[..., 1])
-    for strip in _strips(backward):
+    for strip in _strips(backward, _CHECKED):
         back = np.ascontiguousarray(backward[strip, :, 0]), np.ascontiguousarray(backward[strip, :, 1])
         x, y = _targets(back, strip)
         there = [cv2.remap(part, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE) for part in ahead]
@@ -173,10 +174,10 @@ def _check_flow(flow: Field, shape: tuple[int, ...]) -> None:
         raise ValueError("flow must be finite, got NaN or infinity")
 
 
-def _strips(flow: Field) -> Iterator[slice]:
-    """Rows to work on together: few enough to stay in the processor's cache."""
+def _strips(flow: Field, pixels: int) -> Iterator[slice]:
+    """Rows to work on together."""
     height, width = flow.shape[:2]
-    rows = max(1, _STRIP // width)
+    rows = max(1, pixels // width)
     return (slice(top, min(top + rows, height)) for top in range(0, height, rows))
 
 

@@ -89,15 +89,15 @@ def read_given(uri: str, sources: Sequence[str]) -> Given:
         InputError: no table, no ``source`` column, a column that stands twice or whose name is no identifier, a source
             listed twice with different values, an ambiguous source, or no row that matches any source.
     """
-    table = _read_table(uri)
+    table = read_table(uri)
     if "source" not in table.column_names:
         raise InputError(f"{uri} needs a column 'source'; it has {', '.join(table.column_names) or 'none'}")
     twice = sorted({n for n in table.column_names if table.column_names.count(n) > 1})
     if twice:
         raise InputError(f"{uri} has more than one column {twice[0]!r}; remove or rename one")
     names = tuple(sorted(n for n in table.column_names if n != "source"))
-    _check_names(uri, names)
-    columns = {name: [_clean(v) for v in table.column(name).to_pylist()] for name in names}
+    check_names(uri, names)
+    columns = {name: [clean_class(v) for v in table.column(name).to_pylist()] for name in names}
     keys = [key.removeprefix("./") for key in map(str, table.column("source").to_pylist())]
     index = _tails(sources, set(keys))
     values: dict[str, tuple[str | None, ...]] = {}
@@ -114,7 +114,12 @@ def read_given(uri: str, sources: Sequence[str]) -> Given:
     return Given(names=names, values=values)
 
 
-def _read_table(uri: str) -> pa.Table:
+def read_table(uri: str) -> pa.Table:
+    """A CSV (all text) or Parquet file that a user wrote.
+
+    Raises:
+        InputError: it is neither, too large, or a row has more fields than the header.
+    """
     data = storage.read_bytes(uri)
     if len(data) > _MAX_FILE_BYTES:
         raise InputError(f"{uri} has {len(data)} bytes; the limit is {_MAX_FILE_BYTES}")
@@ -130,7 +135,8 @@ def _read_table(uri: str) -> pa.Table:
     return pa.table([pa.array([row[name] for row in rows], pa.string()) for name in names], names=names)
 
 
-def _check_names(uri: str, names: Sequence[str]) -> None:
+def check_names(uri: str, names: Sequence[str]) -> None:
+    """Refuses too many attributes of a table, and names that are no identifiers (`InputError`)."""
     if len(names) > _MAX_ATTRIBUTES:
         raise InputError(f"{uri} has {len(names)} attributes; at most {_MAX_ATTRIBUTES} are read")
     for name in names:
@@ -138,7 +144,8 @@ def _check_names(uri: str, names: Sequence[str]) -> None:
             raise InputError(f"{uri}: attribute name {name!r} must be letters, digits and underscores, at most 64")
 
 
-def _clean(value: object) -> str | None:
+def clean_class(value: object) -> str | None:
+    """A class as a table has it, without blanks around it; None where the cell is empty."""
     text = "" if value is None else str(value).strip()
     return text[:256] or None
 

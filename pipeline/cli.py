@@ -17,11 +17,13 @@ from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 from rich.text import Text  # noqa: E402
 
+from evaluation.fairness import Row  # noqa: E402
 from manifests.verify import VerifyError, find_releases, verify_release  # noqa: E402
 from pipeline import demo, flags, storage  # noqa: E402
 from pipeline.config import did_you_mean, read_config  # noqa: E402
 from pipeline.driver import curate, estimate, train_teacher  # noqa: E402
 from pipeline.errors import CurateError, UsageError  # noqa: E402
+from pipeline.evaluate import Evaluated, compare, evaluate  # noqa: E402
 from pipeline.job import Job, Result  # noqa: E402
 from pipeline.plan import Plan, PriceConfig  # noqa: E402
 from pipeline.runner import REMOTE, Runner, beam_flags, quiet_beam, unknown_beam_flags  # noqa: E402
@@ -102,6 +104,56 @@ def _teach(values: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _evaluate(values: argparse.Namespace, console: Console) -> int:
+    config = read_config(values.config)
+    _check_evaluate(values)
+    if values.compare:
+        first, second = values.compare
+        done = compare(first, second, Path(values.output), config.evaluate)
+    else:
+        done = evaluate(
+            values.model,
+            values.videos,
+            values.attributes,
+            values.output,
+            config.evaluate,
+            teacher=config.teacher,
+            workers=values.workers,
+            flow=not values.no_flow,
+            flow_cache=values.flow_cache,
+            trained=values.trained_on,
+            console=console,
+        )
+    _print_overall(done)
+    return 0
+
+
+def _check_evaluate(values: argparse.Namespace) -> None:
+    own = {"--model": values.model, "--videos": values.videos}
+    lacking = [flag for flag, value in own.items() if value is None]
+    if values.compare is None and lacking:
+        raise UsageError(f"{' and '.join(lacking)} must be given, or --compare A B")
+    own |= {"--attributes": values.attributes, "--flow-cache": values.flow_cache, "--trained-on": values.trained_on}
+    surplus = [flag for flag, value in own.items() if value is not None]
+    if values.compare is not None and (surplus or values.no_flow):
+        raise UsageError(f"--compare reads finished evaluations; remove {', '.join(surplus or ['--no-flow'])}")
+
+
+def _print_overall(done: Evaluated) -> None:
+    table = Table(title="all videos" if done.record.get("model") else "first less second", title_justify="left")
+    for name in ("metric", "videos", "mean", "95 % interval"):
+        table.add_column(name, justify="left" if name == "metric" else "right")
+    for row in done.overall:
+        span = "–" if row.interval is None else f"{row.interval[0]:.4f} … {row.interval[1]:.4f}"
+        mean = row.mean if isinstance(row, Row) else row.change
+        table.add_row(row.metric.replace("_", " "), str(row.videos), "–" if mean is None else f"{mean:.4f}", span)
+    out = Console(soft_wrap=True)
+    out.print(table)
+    for reason in dict.fromkeys(row.reason for row in done.overall if row.reason):
+        out.print(reason, highlight=False, markup=False)
+    out.print(f"{done.report}", highlight=False, markup=False)
+
+
 def _evaluate_teacher(values: argparse.Namespace, console: Console) -> int:
     config, output = read_config(values.config), Path(values.output)
     measured = measure_teacher(
@@ -163,6 +215,7 @@ def _verify(values: argparse.Namespace, console: Console) -> int:
 COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "run": _run,
     "demo": _demo,
+    "evaluate": _evaluate,
     "teach": _teach,
     "teacher evaluate": _evaluate_teacher,
     "teacher fetch": _fetch_teacher,

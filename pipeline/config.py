@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 from pipeline.assign import ClusterConfig
 from pipeline.embed import EmbedConfig
 from pipeline.errors import UsageError
+from pipeline.evaluate_config import EvaluateConfig
 from pipeline.judge import JudgeConfig
 from pipeline.label import LabelConfig
 from pipeline.plan import PriceConfig
@@ -63,6 +64,7 @@ class Config:
         judge: students, folds, scores and verdicts.
         publish: the release.
         driver: what is done once.
+        evaluate: how `curate evaluate` measures videos.
         price: what ``--plan`` multiplies hours with.
     """
 
@@ -76,6 +78,7 @@ class Config:
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
     driver: DriverConfig = field(default_factory=DriverConfig)
+    evaluate: EvaluateConfig = field(default_factory=EvaluateConfig, metadata={"identity": False})
     price: PriceConfig = field(default_factory=PriceConfig, metadata={"identity": False})
 
 

@@ -16,7 +16,7 @@ from pipeline.errors import UsageError
 from pipeline.runner import RUNNERS
 from teachers.zoo import ZOO
 
-COMMANDS = ("run", "demo", "teach", "teacher", "verify")
+COMMANDS = ("run", "demo", "evaluate", "teach", "teacher", "verify")
 TEACHER_COMMANDS = ("convert", "evaluate", "fetch")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([kKmM]?)")
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
@@ -105,6 +105,7 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     return parser, {
         "run": _run(table),
         "demo": _demo(table),
+        "evaluate": _evaluate(table),
         "teach": _teach(table),
         **_teacher(table),
         "verify": _verify(table),
@@ -168,6 +169,36 @@ def _demo(table: argparse._SubParsersAction[Parser]) -> Parser:
     return demo
 
 
+def _evaluate(table: argparse._SubParsersAction[Parser]) -> Parser:
+    evaluate = _sub(table, "evaluate", "measure any model on videos: masks, boundaries, flicker, and whom it fails")
+    add = evaluate.add_argument
+    add(
+        "--model",
+        type=Path,
+        metavar="MODEL",
+        help="student, teacher, .onnx, or a folder of predicted masks named as the clips and frames are",
+    )
+    add(
+        "--videos",
+        type=Path,
+        metavar="DIR",
+        help="clips: DAVIS, frames/ + masks/, videos + mask videos, COCO, a release; without masks: steadiness alone",
+    )
+    add("--attributes", type=Path, metavar="FILE", help="CSV or Parquet: video, subject_id, a column per attribute")
+    add(
+        "--compare",
+        type=Path,
+        nargs=2,
+        metavar=("A", "B"),
+        help="instead: compare two finished evaluations of the same videos, each video with itself",
+    )
+    add("--no-flow", action="store_true", help="leave out what is measured along optical flow, which takes the longest")
+    add("--flow-cache", type=Path, metavar="DIR", help="where optical flow is kept (default OUTPUT/flow)")
+    add("--trained-on", type=Path, metavar="RELEASE", help="show its coverage beside that of the videos")
+    _common(evaluate, seed=False)
+    return evaluate
+
+
 def _teach(table: argparse._SubParsersAction[Parser]) -> Parser:
     teach = _sub(table, "teach", "train a PointRend teacher on a labelled set")
     teach.add_argument(
@@ -206,7 +237,7 @@ def _verify(table: argparse._SubParsersAction[Parser]) -> Parser:
     return verify
 
 
-def _common(parser: Parser, *, workers: bool = True) -> None:
+def _common(parser: Parser, *, workers: bool = True, seed: bool = True) -> None:
     add = parser.add_argument
     add(
         "--output",
@@ -216,7 +247,8 @@ def _common(parser: Parser, *, workers: bool = True) -> None:
         help="where stages and releases go; a killed run resumes from it",
     )
     add("--config", type=Path, metavar="FILE", help="TOML file with the settings of the stages")
-    add("--seed", type=_natural, default=0, metavar="S", help="of every random choice (default 0)")
+    if seed:
+        add("--seed", type=_natural, default=0, metavar="S", help="of every random choice (default 0)")
     if workers:
         cores = os.cpu_count() or 1
         add(

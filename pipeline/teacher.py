@@ -29,7 +29,7 @@ def open_teacher(path: Path, config: Config) -> Teacher:
     try:
         return load_teacher(path, config.teacher)
     except (CheckpointError, TeacherError, ValueError) as error:
-        raise InputError(f"--teacher {path}: {error}") from error
+        raise InputError(f"--teacher {path}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 def settings_digest(config: Config) -> str:

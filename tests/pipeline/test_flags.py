@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline import cli
 from pipeline.errors import UsageError
-from pipeline.flags import COMMANDS, parse, size
+from pipeline.flags import COMMANDS, TEACHER_COMMANDS, parse, size
 
 RUN = ["run", "--input", "in", "--labelled", "lab", "--target-size", "50k", "--output", "out"]
 
@@ -76,8 +76,12 @@ def test_run_is_the_default_command() -> None:
 
 
 def test_every_command_can_be_given() -> None:
-    given_commands = [RUN, ["demo", "--output", "o"], ["teach", "--labelled", "l", "--output", "o"], ["verify", "r"]]
-    assert tuple(parse(argv).command for argv in given_commands) == COMMANDS
+    given_commands = [RUN, ["demo", "--output", "o"], ["evaluate", "--output", "o"]]
+    given_commands += [["teach", "--labelled", "l", "--output", "o"], ["verify", "r"]]
+    assert [parse(argv).command for argv in given_commands] == [name for name in COMMANDS if name != "teacher"]
+    below = [["evaluate", "--teacher", "t", "--labelled", "l", "--output", "o"], ["fetch", "n"], ["convert", "a", "b"]]
+    found = {parse(["teacher", *argv]).command for argv in below}
+    assert found == {f"teacher {name}" for name in TEACHER_COMMANDS}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +91,7 @@ def test_every_command_can_be_given() -> None:
         (["--", "--project=p"], "nothing to do"),
         (["rnu"], "unknown command 'rnu'; did you mean 'run'?"),
         (["verfy", "x"], "unknown command 'verfy'; did you mean 'verify'?"),
-        (["qqq"], "unknown command 'qqq'; known are demo, run, teach, verify"),
+        (["qqq"], "unknown command 'qqq'; known are demo, evaluate, run, teach, teacher, verify"),
         ([*RUN, "--target-sise", "3"], "unknown argument '--target-sise'; did you mean '--target-size'?"),
         (["run", "--target=3"], "unknown argument '--target'; did you mean '--target-size'?"),
         (["--inputs", "x"], "unknown argument '--inputs'; did you mean '--input'?"),

@@ -1,0 +1,328 @@
+"""What is measured: anything that gives a probability of person for each frame of a clip, in order.
+
+A student, a teacher, an ONNX model, or a folder of masks that another program predicted. A segmenter is told which
+clip begins, sees its frames one after the other, as it would live, and is told when the clip ends.
+Letters: H and W rows and columns of a frame.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+
+from manifests.image import upright_size
+from manifests.mask import MaskError, decode_soft
+from pipeline.clip_formats import Clip, ClipConfig, ClipFrame, file_sha256, refused
+from pipeline.clip_search import VIDEOS
+from pipeline.clip_video import luma_frames
+from pipeline.config import Config
+from pipeline.errors import InputError
+from pipeline.threads import one_thread
+from students.data import bucket_sizes, fit_image, nearest_bucket, resize
+from students.model import METADATA, Student, load_student, read_metadata
+from teachers.backend import load_teacher
+from teachers.checkpoint import CheckpointError
+from teachers.teacher import Teacher, TeacherError
+
+Probability = NDArray[np.float32]
+
+_NAMED = 3
+
+
+class Segmenter(Protocol):
+    """A model, or what it predicted; used by `segment`."""
+
+    @property
+    def id(self) -> str:
+        """A short name, for records."""
+
+    @property
+    def sha256(self) -> str:
+        """The digest of its files."""
+
+    def reset(self, clip: Clip) -> None:
+        """Forget the clip before; this one begins."""
+
+    def __call__(self, frame: ClipFrame) -> Probability:
+        """Person probabilities (H, W) float32 in [0, 1] of the clip's next frame; its truth is not looked at."""
+
+    def finish(self) -> None:
+        """The clip has ended; predictions that are left over are an error."""
+
+
+def open_segmenter(path: Path, config: Config, clips: ClipConfig | None = None) -> Segmenter:
+    """The segmenter of a path; this process runs in one thread from here on, so that bits depend on no machine.
+
+    Args:
+        path: a student (``.safetensors``), a file of weights of a teacher, an ``.onnx`` model, or a folder of masks:
+            ``<clip>/<frame>.png`` (0 and 255, or 8-bit probabilities) or a video ``<clip>.mp4`` of its luma.
+        config: `config.teacher` says how teachers and ONNX models are run.
+        clips: limits of predicted masks.
+
+    Raises:
+        InputError: there is nothing, it is no good, or it cannot be run here.
+    """
+    one_thread()
+    if path.is_dir():
+        return PredictedMasks(path, clips or ClipConfig())
+    if not path.is_file():
+        raise InputError(f"--model {path} must be a checkpoint, an ONNX model or a folder of masks; check the path")
+    if _is_student(path):
+        return StudentSegmenter(path)
+    settings = replace(config.teacher, backend="onnx") if path.suffix == ".onnx" else config.teacher
+    try:
+        return TeacherSegmenter(load_teacher(path, settings))
+    except (CheckpointError, TeacherError, ValueError) as error:
+        raise InputError(f"--model {path}: {error}") from error
+
+
+def segment(segmenter: Segmenter, clip: Clip, frames: Iterable[ClipFrame]) -> Iterator[tuple[ClipFrame, Probability]]:
+    """Each frame of a clip with its person probabilities (H, W) float32 in [0, 1].
+
+    Raises:
+        InputError: the segmenter fails, gives another size or what is no probability, or predictions are missing or
+            left over.
+    """
+    segmenter.reset(clip)
+    for frame in frames:
+        probability = segmenter(frame)
+        size = frame.image.shape[:2]
+        if probability.shape != size or probability.dtype != np.float32:
+            found = f"{probability.shape} {probability.dtype}"
+            raise InputError(f"{segmenter.id}: {clip.name} frame {frame.name} must give {size} float32, gave {found}")
+        if not (probability.min() >= 0 and probability.max() <= 1):  # NaN fails both
+            rule = "must give probabilities in [0, 1], gave others or some that are not finite"
+            raise InputError(f"{segmenter.id}: {clip.name} frame {frame.name} {rule}; mend the model")
+        yield frame, probability
+    segmenter.finish()
+
+
+# Models ---------------------------------------------------------------------------------------------------------------
+
+
+def _is_student(path: Path) -> bool:
+    """Whether a file names itself a student, of whatever version."""
+    if path.suffix != ".safetensors":
+        return False
+    try:
+        with safe_open(path, framework="pt") as handle:
+            stored = json.loads((handle.metadata() or {}).get(METADATA, "{}"))
+    except (SafetensorError, OSError, ValueError, RecursionError):
+        return False  # whoever loads it says what is wrong
+    return isinstance(stored, dict) and str(stored.get("format", "")).startswith("curate-student")
+
+
+class StudentSegmenter:
+    """A student as it is shipped: one view of each frame at the size it was trained on, no mirror image.
+
+    Args:
+        path: a checkpoint of `students.model`.
+
+    Raises:
+        InputError: it is no good, or wants more than RGB.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self._student = _rgb_student(path)
+            self._sizes = bucket_sizes(_side(path))
+        except (ValueError, OSError) as error:
+            raise InputError(f"--model {path}: {error}") from error
+        self.sha256 = file_sha256(path).hex()
+        self.id = f"student-{self.sha256[:12]}"
+
+    def reset(self, clip: Clip) -> None:
+        """Nothing is remembered."""
+
+    def __call__(self, frame: ClipFrame) -> Probability:
+        """See `Segmenter`."""
+        height, width = frame.image.shape[:2]
+        padded, (inner_height, inner_width) = fit_image(frame.image, nearest_bucket(height, width, self._sizes))
+        with torch.inference_mode():
+            images = torch.from_numpy(padded).permute(2, 0, 1)[None].float() / 255
+            seen = torch.sigmoid(self._student(images))[0, 0, :inner_height, :inner_width].numpy()
+        if not np.isfinite(seen).all():
+            raise InputError(f"{self.id}: frame {frame.name} gives probabilities that are not finite; mend the model")
+        return np.asarray(np.clip(resize(seen, (height, width)), 0, 1), np.float32)
+
+    def finish(self) -> None:
+        """Nothing is left over."""
+
+
+def _rgb_student(path: Path) -> Student:
+    student = load_student(path)
+    if student.config.in_channels != 3:
+        raise ValueError(
+            f"it has in_channels = {student.config.in_channels}; only students of 3 (RGB) can be run, one that is fed "
+            "its previous mask must be exported to ONNX or evaluated from a folder of its masks"
+        )
+    return student
+
+
+def _side(path: Path) -> int:
+    text = read_metadata(path).get("side", "")
+    if not (text.isascii() and text.isdigit() and 64 <= int(text[:9]) <= 4096):
+        raise ValueError(f"its metadata must state the training side, 64..4096, got {text!r:.40}; train it again")
+    return int(text)
+
+
+class TeacherSegmenter:
+    """A teacher, frame by frame."""
+
+    def __init__(self, teacher: Teacher) -> None:
+        self._teacher = teacher
+        self.id = teacher.id
+        self.sha256 = teacher.sha256
+
+    def reset(self, clip: Clip) -> None:
+        """Nothing is remembered."""
+
+    def __call__(self, frame: ClipFrame) -> Probability:
+        """See `Segmenter`."""
+        try:
+            return self._teacher.predict([frame.image])[0].probability
+        except (TeacherError, ValueError) as error:
+            raise InputError(f"{self.id}: frame {frame.name}: {error}") from error
+
+    def finish(self) -> None:
+        """Nothing is left over."""
+
+
+# Masks of another program ---------------------------------------------------------------------------------------------
+
+
+class PredictedMasks:
+    """A folder of predicted masks, by the names of clips and frames."""
+
+    def __init__(self, folder: Path, config: ClipConfig) -> None:
+        self._folder = folder
+        self._config = config
+        self._left: dict[str, Path] = {}
+        self._film: Iterator[NDArray[np.uint8]] | None = None
+        self._where = folder
+        self._brightest = 0.0
+
+    @functools.cached_property
+    def sha256(self) -> str:
+        """The digest of all its files with their names."""
+        total = hashlib.sha256()
+        for path in sorted(self._folder.rglob("*")):
+            if path.is_file() and not _hidden(path, self._folder):
+                total.update(os.fsencode(path.relative_to(self._folder)) + b"|" + file_sha256(path))
+        return total.hexdigest()
+
+    @property
+    def id(self) -> str:
+        """A short name, for records."""
+        return f"masks-{self.sha256[:12]}"
+
+    def reset(self, clip: Clip) -> None:
+        """Find the masks of a clip.
+
+        Raises:
+            InputError: none are there, or both a folder and a video.
+        """
+        self._where = predictions_of(self._folder, clip.name)
+        self._left, self._film, self._brightest = {}, None, 0.0
+        if self._where.is_dir():
+            self._left = {path.stem: path for path in _masks_in(self._where)}
+        else:
+            self._film = luma_frames(str(self._where), self._config)
+
+    def __call__(self, frame: ClipFrame) -> Probability:
+        """See `Segmenter`."""
+        value = self._filmed(frame) if self._film is not None else self._still(frame)
+        if value.shape != frame.image.shape[:2]:
+            wanted, found = (f"{s[1]}x{s[0]}" for s in (frame.image.shape, value.shape))
+            rule = f"must have its frame's size {wanted}, that of {frame.name} has {found}"
+            raise InputError(f"{self._where}: a mask {rule}; write it at the frame's size")
+        self._brightest = max(self._brightest, float(value.max()))
+        return value
+
+    def finish(self) -> None:
+        """Refuse masks that no frame has, and a clip of zeros and ones: they would be read as empty."""
+        if self._film is not None and next(self._film, None) is not None:
+            raise InputError(f"{self._where} has more frames than its clip; cut them alike")
+        if self._left:
+            raise InputError(f"{self._where}: {_listed(sorted(self._left))} must have a frame of that name; remove it")
+        if round(self._brightest * 255) == 1:
+            raise InputError(f"{self._where}: masks must hold 0 and 255, these hold 0 and 1; write 255 for person")
+
+    def _filmed(self, frame: ClipFrame) -> Probability:
+        assert self._film is not None
+        luma = next(self._film, None)
+        if luma is None:
+            raise InputError(f"{self._where} ends before frame {frame.name}; predict every frame")
+        return luma.astype(np.float32) / np.float32(255)
+
+    def _still(self, frame: ClipFrame) -> Probability:
+        path = self._left.pop(frame.name, None)
+        if path is None:
+            raise InputError(f"{self._where} must have {frame.name}.png, a mask of each frame; predict it")
+        with refused(str(path)), path.open("rb") as stream:
+            upright_size(stream, self._config.limits)
+            stream.seek(0)
+            data = stream.read()
+        try:
+            return decode_soft(data, self._config.limits.pixels)
+        except MaskError as error:
+            raise InputError(f"{path}: {error}; write an 8-bit gray PNG") from error
+
+
+def check_predictions(path: Path, clips: Sequence[Clip]) -> None:
+    """Check, before any work, that a folder of masks holds the clips and no others; a model needs no check.
+
+    Raises:
+        InputError: masks of a clip are missing, or belong to no clip.
+    """
+    if not path.is_dir():
+        return
+    owned = {predictions_of(path, clip.name) for clip in clips}
+    for found in sorted(path.rglob("*")):
+        if found.is_file() and not _hidden(found, path) and found not in owned and found.parent not in owned:
+            raise InputError(f"{found} belongs to no clip; its folder must have a clip's name; rename or remove it")
+
+
+def predictions_of(folder: Path, name: str) -> Path:
+    """The folder or the video with the masks of a clip.
+
+    Raises:
+        InputError: none is there, or more than one.
+    """
+    place = folder / name
+    films = [place.with_name(place.name + suffix) for suffix in sorted(VIDEOS)]
+    found = [path for path in (place,) if path.is_dir()] + [path for path in films if path.is_file()]
+    if not found:
+        raise InputError(f"{folder} must have the masks of clip {name!r}, a folder {place} or {place}.mp4; predict it")
+    if len(found) > 1:
+        raise InputError(f"clip {name!r} is ambiguous: both {found[0]} and {found[1]} hold its masks; remove one")
+    return found[0]
+
+
+def _masks_in(folder: Path) -> list[Path]:
+    """The masks of a clip; folders within belong to other clips."""
+    paths = [path for path in sorted(folder.iterdir()) if path.is_file() and not path.name.startswith(".")]
+    for path in paths:
+        if path.suffix.lower() != ".png":
+            raise InputError(f"{path} must be a PNG mask; write it so, or move it away")
+    return paths
+
+
+def _hidden(path: Path, root: Path) -> bool:
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
+
+
+def _listed(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _NAMED} more" if len(names) > _NAMED else ""
+    return ", ".join(repr(name) for name in names[:_NAMED]) + more
