@@ -123,7 +123,7 @@ STEADY = (
         key="dtssd",
         label="dtSSD",
         better="lower",
-        span=(0.0, 100.0),
+        span=(0.0, 200.0),
         note="change of the soft mask less the change of the truth, times 100; needs no flow",
     ),
     Measure(key="vc8", label="VC8", note="VSPW: of the pixels constant over 8 frames in the truth, the share constant"),

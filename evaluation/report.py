@@ -51,6 +51,7 @@ class ReportTables:
             number, or one for each lag of 1, 2, … frames) or `lag_iou` (1 less it).
         fairness: the audit, or None.
         fairness_reason: why there is none.
+        comparison: how means get their intervals where there is no audit, which else says it.
         pictures: (video, index) -> JPEG of a frame with its masks.
         picture_legend: what the colours of the pictures mean, 8-bit RGB.
         coverage: category -> class -> share of the training data in [0, 1], or None.
@@ -63,6 +64,7 @@ class ReportTables:
     videos: Sequence[Record]
     fairness: Fairness | None = None
     fairness_reason: str = "no attributes of the videos were given"
+    comparison: Settings = field(default_factory=Settings)
     pictures: Mapping[tuple[str, int], bytes] = field(default_factory=dict)
     picture_legend: Sequence[tuple[str, tuple[int, int, int]]] = ()
     coverage: Coverage | None = None
@@ -83,6 +85,11 @@ class ReportTables:
         for (video, index), picture in self.pictures.items():
             if picture[:3] != b"\xff\xd8\xff":
                 raise ValueError(f"picture of {video!r}, frame {index}, must be JPEG bytes, got {picture[:8]!r}")
+
+    @property
+    def settled(self) -> Settings:
+        """How intervals and tests were made."""
+        return self.fairness.settings if self.fairness else self.comparison
 
     @property
     def name(self) -> str:
@@ -134,7 +141,7 @@ _NO_COVERAGE = "the classes of the training data were not given."
 def overall_rows(tables: ReportTables) -> dict[str, Row]:
     """Mean and interval of every metric over all videos; those that the audit lacks are computed here, its way."""
     out = {row.metric: row for row in tables.fairness.rows if row.family == "overall"} if tables.fairness else {}
-    settings = tables.fairness.settings if tables.fairness else Settings()
+    settings = tables.settled
     scores = {
         measure.key: values
         for measure in (*REGION, *STEADY, *CONTEXT, *_truths())
@@ -269,7 +276,7 @@ def _speed(seconds: Floats) -> Html:
 
 
 def _headline(tables: ReportTables, overall: Mapping[str, Row]) -> Html:
-    level = level_of(tables.fairness.settings if tables.fairness else Settings())
+    level = level_of(tables.settled)
     head = [
         "Metric",
         "Mean",
@@ -319,7 +326,7 @@ def _headline_row(tables: ReportTables, measure: Measure, overall: Mapping[str, 
 def _lateness(tables: ReportTables) -> Html | None:
     table_ = [_losses(row) for row in tables.videos]
     longest = max(map(len, table_))
-    if longest < 2:
+    if longest < 2 or all(loss is None for row in table_ for loss in row):
         return None
     means = []
     for lag in range(longest):

@@ -275,16 +275,26 @@ def lagged(masks: Sequence[Mask], lag: int) -> list[Mask]:
 def lag_test(truths: Sequence[Mask], paired: Pairs, lag: int) -> LagTest:
     """What the truth would get if it came `lag` frames late: the loss that steadiness does not show.
 
+    After each cut or gap it begins anew; a frame alone between two of them says nothing.
+
     Raises:
         ValueError: lag < 0, sizes differ, or there are more or fewer than T masks.
     """
-    late = lagged(truths, lag)
+    truth_adjacent = mean(adjacent(truths, paired))
+    runs = [truths[start:stop] for start, stop in _runs(paired)]
+    late = [mask for run in runs for mask in lagged(run, lag)]
+    values = [iou(a, b) for run in runs if len(run) > 1 for a, b in zip(lagged(run, lag), run, strict=True)]
     return LagTest(
         lag=lag,
-        iou=mean(np.array([iou(a, b) for a, b in zip(late, truths, strict=True)], np.float64)),
+        iou=mean(np.array(values, np.float64)),
         adjacent=mean(adjacent(late, paired)),
-        truth_adjacent=mean(adjacent(truths, paired)),
+        truth_adjacent=truth_adjacent,
     )
+
+
+def _runs(paired: Pairs) -> Iterator[tuple[int, int]]:
+    """First frame, and the one behind the last, of every stretch without cut or gap."""
+    return itertools.pairwise([0, *(np.flatnonzero(~paired) + 1).tolist(), len(paired) + 1])
 
 
 def curve(videos: Sequence[Values], frames: int = 10) -> Curve:

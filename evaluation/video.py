@@ -298,7 +298,7 @@ class ClipMeter:
             self._excluded["no_flow"] += flow is None
             self._excluded["not_believed"] += flow is not None and math.isnan(row.warped_masked)
         self._constancy.add(self._before, now, paired=row.follows)
-        self._lag.add(now.truth_plane)
+        self._lag.add(now.truth_plane, paired=row.follows)
         self._rank(row)
         self._rows.append(row)
         self._before = now
@@ -349,11 +349,17 @@ class _Lag:
         self._planes: deque[Plane | None] = deque(maxlen=LAGS + 1)
         self._values: list[list[float]] = [[] for _ in range(LAGS)]
 
-    def add(self, plane: Plane | None) -> None:
-        """Takes the truth of a frame in."""
+    def add(self, plane: Plane | None, *, paired: bool) -> None:
+        """Takes the truth of a frame in; a cut or a gap begins anew, and a frame alone between two says nothing."""
+        if not paired:
+            self._planes.clear()
         self._planes.append(plane)
+        if len(self._planes) < 2:
+            return
         for lag, values in enumerate(self._values, start=1):
-            late = self._planes[max(0, len(self._planes) - 1 - lag)]  # the first is held until then
+            if len(self._planes) == 2 and self._planes[0] is not None:
+                values.append(1.0)  # the first of a run is not late
+            late = self._planes[max(0, len(self._planes) - 1 - lag)]  # it is held until then
             if plane is not None and late is not None:
                 values.append(ratio_of(packed.count(late & plane), packed.count(late | plane), empty=1.0))
 

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from evaluation import versus
+from evaluation.audit import ends
 from evaluation.estimates import Settings
 from evaluation.fairness import Fairness, Row, analyse, to_rows
 from evaluation.groups import Videos
@@ -49,7 +50,6 @@ METRICS = (
 
 RECORD = "evaluation.json"
 _FORMAT = 1
-_RANGES = {"dtssd": (0.0, 200.0)}
 _PICTURED = 100
 _NO_MEASURE = {"flow_bytes", "resamples", "seed", "confidence", "margin", "picture_side"}
 """Settings that change no measured number."""
@@ -117,22 +117,23 @@ def scored(tables: Tables) -> Videos:
         scores=scores,
         attributes=tables.given.attributes,
         subjects=tables.given.subjects,
-        ranges={name: _RANGES.get(name, measure_of(name).span) for name in scores},
+        ranges={name: measure_of(name).span for name in scores},
     )
 
 
 def audit(tables: Tables, settings: Settings) -> Fairness:
-    """The classes compared; where less of a metric is better, the worst class is that of the largest mean.
+    """The classes compared.
 
     Raises:
         InputError: there is nothing to compare.
     """
-    found = analyse(scored(tables), default_taxonomy(), settings)
-    worst = tuple(
-        gap if measure_of(gap.metric).better == "higher" else replace(gap, best=gap.worst, worst=gap.best)
-        for gap in found.worst
-    )
-    return replace(found, worst=worst)
+    return analyse(scored(tables), default_taxonomy(), settings)
+
+
+def _ordered(gap: WorstGap) -> WorstGap:
+    """The gap with its ends by what is better: where less of a metric is, the worst class has the largest mean."""
+    worst, best = ends(gap)
+    return gap if gap.gap is None else replace(gap, worst=worst, best=best)
 
 
 def finish(
@@ -169,7 +170,7 @@ def finish(
         _write_table(folder, name, table)
     _write_table(folder, "pictures", tables.pictures, plain=["jpeg"])
     _write_table(folder, "classes", _rows_table(found.rows, Row))
-    _write_table(folder, "worst", _rows_table(found.worst, WorstGap))
+    _write_table(folder, "worst", _rows_table([_ordered(gap) for gap in found.worst], WorstGap))
     path = write_report(folder, _report_tables(record, tables, found, coverage))
     write_json(folder, RECORD, record)
     return Evaluated(folder=folder, report=path, record=record, overall=_overall(found.rows))
@@ -197,6 +198,7 @@ def _report_tables(
         frames=tables.frames.to_pylist(),
         videos=tables.videos.to_pylist(),
         fairness=found if tables.given.attributes else None,
+        comparison=found.settings,
         pictures=_pictures(tables),
         picture_legend=LEGEND,
         coverage=coverage,

@@ -182,7 +182,7 @@ def _fetch_teacher(values: argparse.Namespace, console: Console) -> int:
 
 
 def _convert_teacher(values: argparse.Namespace, _: Console) -> int:
-    print(f"{values.target}  sha256 {convert_teacher(values.source, values.target)}")  # noqa: T201
+    print(f"{values.target}  sha256 {convert_teacher(values.source, values.target, values.person_classes)}")  # noqa: T201
     return 0
 
 

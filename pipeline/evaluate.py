@@ -85,7 +85,7 @@ def evaluate(
         StageError: a clip or the model is no good; the message names clip and frame. What was measured is kept.
     """
     config, teacher = config or EvaluateConfig(), teacher or TeacherConfig()
-    _check_output(output, videos)
+    _check_output(output, videos, model)
     with storage.lock(output):
         clips = find_clips(videos, config.clips)
         given = _given(attributes, clips)
@@ -99,11 +99,12 @@ def evaluate(
         return finish(Path(output), _record(work, videos, digests, done, tables), tables, config.settings, covered)
 
 
-def _check_output(output: str, videos: Path) -> None:
+def _check_output(output: str, videos: Path, model: Path) -> None:
     if not storage.is_local(output):
         raise InputError(f"--output {output} must be a folder of this machine; copy the evaluation from there")
-    if Path(output).resolve().is_relative_to(videos.resolve()):
-        raise InputError(f"--output {output} is inside --videos {videos}; choose an output elsewhere")
+    for flag, read in (("--videos", videos), ("--model", model)):
+        if Path(output).resolve().is_relative_to(read.resolve()):
+            raise InputError(f"--output {output} is inside {flag} {read}; choose an output elsewhere")
     storage.check_writable(output)
 
 

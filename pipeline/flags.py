@@ -226,8 +226,18 @@ def _teacher(table: argparse._SubParsersAction[Parser]) -> dict[str, Parser]:
     fetch.add_argument("--sha256", type=_sha256, metavar="HEX", help="refuse a file with another digest")
     fetch.add_argument("--cache", type=Path, metavar="DIR", help="where to (default ~/.cache/curate)")
     convert = _sub(below, "convert", "read a .pkl or .pth safely, once, and write it as safetensors")
-    convert.add_argument("source", type=Path, metavar="FILE", help="a PointRend of Detectron2 (.pkl, .pth)")
+    convert.add_argument(
+        "source", type=Path, metavar="FILE", help="a PointRend of Detectron2 (.pkl, .pth, .safetensors)"
+    )
     convert.add_argument("target", type=Path, metavar="TARGET", help="the .safetensors to write")
+    convert.add_argument(
+        "--person-classes",
+        type=_natural,
+        nargs="+",
+        default=(),
+        metavar="N",
+        help="classes that are persons, where neither the file nor its number of classes says it",
+    )
     return {"teacher evaluate": evaluate, "teacher fetch": fetch, "teacher convert": convert}
 
 
@@ -244,7 +254,7 @@ def _common(parser: Parser, *, workers: bool = True, seed: bool = True) -> None:
         type=_folder,
         required=True,
         metavar="DIR",
-        help="where stages and releases go; a killed run resumes from it",
+        help="where everything goes that the command makes; killed, the same command resumes from it",
     )
     add("--config", type=Path, metavar="FILE", help="TOML file with the settings of the stages")
     if seed:

@@ -21,11 +21,11 @@ from manifests.mask import components, encode_mask, encode_soft
 from manifests.schema import PERSON
 from pipeline import storage
 from pipeline.embed import encode_jpeg, frames_of, shrink
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StageError
 from pipeline.frames import ScanConfig
 from pipeline.stage import Output, Span, Task, not_identity, read_span
 from teachers.backend import TeacherConfig, load_teacher
-from teachers.teacher import Person, Prediction, Teacher
+from teachers.teacher import Person, Prediction, Teacher, TeacherError
 
 LABELLED = pa.schema(
     [
@@ -108,19 +108,25 @@ class Label:
         for item in frames_of(chosen, self.scan, faults, "label"):
             batch.append(item)
             if len(batch) == self.config.batch:
-                labels |= self._label(teacher, batch)
+                labels |= self._label(teacher, chosen, batch)
                 batch = []
-        labels |= self._label(teacher, batch)
+        labels |= self._label(teacher, chosen, batch)
         ids = chosen.column("sample_id").to_pylist()
         absent = {"fault": "the frame could not be decoded again"}
         rows = [{"row": span.start + i, "sample_id": ids[i], **labels.get(i, absent)} for i in range(len(ids))]
         table = pa.Table.from_pylist(rows, schema=LABELLED)
         return Output(table=table, faults=faults, row_group_rows=64, plain=["picture", "soft", "mask"])
 
-    def _label(self, teacher: Teacher, batch: Sequence[tuple[int, NDArray[np.uint8]]]) -> dict[int, dict[str, Any]]:
+    def _label(
+        self, teacher: Teacher, chosen: pa.Table, batch: Sequence[tuple[int, NDArray[np.uint8]]]
+    ) -> dict[int, dict[str, Any]]:
         if not batch:
             return {}
-        predictions = teacher.predict([pixels for _, pixels in batch])
+        try:
+            predictions = teacher.predict([pixels for _, pixels in batch])
+        except TeacherError as error:
+            uris = ", ".join(dict.fromkeys(chosen.column("source_uri").take([row for row, _ in batch]).to_pylist()))
+            raise StageError(f"{error}; the images are frames of {uris}; try another teacher or precision") from error
         pairs = zip(batch, predictions, strict=True)
         return {row: _columns(pixels, prediction, self.config.student_side) for (row, pixels), prediction in pairs}
 

@@ -113,7 +113,7 @@ class Measure:
     """
 
     name: ClassVar[str] = "measure"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = (
         "av", "numpy", "onnxruntime", "opencv-python-headless", "pillow", "pyarrow", "torch", "torchvision",
     )  # fmt: skip
@@ -399,8 +399,13 @@ class _Worst:
 
 
 def _overlay(frame: ClipFrame, mask: Mask) -> Pixels:
-    """The picture with hits tinted green, false person orange, missed person blue, and the true contour in white."""
+    """The picture with hits tinted green, false person orange, missed person blue, and the true contour in white.
+
+    Pixels that no metric counts are left as they are.
+    """
     truth = mask if frame.truth is None else frame.truth
+    if frame.void is not None:
+        mask, truth = mask & ~frame.void, truth & ~frame.void
     picture = frame.image.copy()
     for where, colour in ((mask & truth, _GREEN), (mask & ~truth, _ORANGE), (truth & ~mask, _BLUE)):
         picture[where] = picture[where] // 2 + np.array(colour, np.uint8) // 2

@@ -211,7 +211,7 @@ class PredictedMasks:
         self._left: dict[str, Path] = {}
         self._film: Iterator[NDArray[np.uint8]] | None = None
         self._where = folder
-        self._brightest = 0.0
+        self._faintest, self._brightest = 1.0, 0.0
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -234,7 +234,8 @@ class PredictedMasks:
             InputError: none are there, or both a folder and a video.
         """
         self._where = predictions_of(self._folder, clip.name)
-        self._left, self._film, self._brightest = {}, None, 0.0
+        self._left, self._film = {}, None
+        self._faintest, self._brightest = 1.0, 0.0
         if self._where.is_dir():
             self._left = {path.stem: path for path in _masks_in(self._where)}
         else:
@@ -248,16 +249,18 @@ class PredictedMasks:
             rule = f"must have its frame's size {wanted}, that of {frame.name} has {found}"
             raise InputError(f"{self._where}: a mask {rule}; write it at the frame's size")
         self._brightest = max(self._brightest, float(value.max()))
+        self._faintest = min(self._faintest, float(value.min(where=value > 0, initial=1)))
         return value
 
     def finish(self) -> None:
-        """Refuse masks that no frame has, and a clip of zeros and ones: they would be read as empty."""
+        """Refuse masks that no frame has, and a clip of 0 and one small value: labels, which would be read as empty."""
         if self._film is not None and next(self._film, None) is not None:
             raise InputError(f"{self._where} has more frames than its clip; cut them alike")
         if self._left:
             raise InputError(f"{self._where}: {_listed(sorted(self._left))} must have a frame of that name; remove it")
-        if round(self._brightest * 255) == 1:
-            raise InputError(f"{self._where}: masks must hold 0 and 255, these hold 0 and 1; write 255 for person")
+        if self._faintest == self._brightest < 0.5:
+            found = f"these hold 0 and {round(self._brightest * 255)}"
+            raise InputError(f"{self._where}: masks must hold 0 and 255, {found}; write 255 for person")
 
     def _filmed(self, frame: ClipFrame) -> Probability:
         assert self._film is not None

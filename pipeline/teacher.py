@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from manifests.labelled import LabelledError, read_labelled
@@ -10,7 +10,7 @@ from pipeline.config import Config
 from pipeline.errors import InputError, UsageError
 from pipeline.step import digest_of
 from teachers import detectron2, zoo
-from teachers.backend import load_model, load_teacher
+from teachers.backend import TeacherConfig, adapted, load_model, load_teacher
 from teachers.checkpoint import CheckpointError, save_checkpoint
 from teachers.evaluate import Evaluation, EvaluationError, evaluate, read_attributes
 from teachers.teacher import Teacher, TeacherError
@@ -82,17 +82,20 @@ def fetch_teacher(name: str, sha256: str | None, cache: Path | None, report: Cal
         raise InputError(str(error)) from error
 
 
-def convert_teacher(source: Path, target: Path) -> str:
+def convert_teacher(source: Path, target: Path, persons: Sequence[int] = ()) -> str:
     """Reads a checkpoint safely and writes it as safetensors (``curate teacher convert``); returns its sha256.
 
     Raises:
         UsageError: the target is no ``.safetensors``, or its folder is missing.
-        InputError: the checkpoint cannot be read, or fits no PointRend.
+        InputError: the checkpoint cannot be read, fits no PointRend, or does not say which classes are persons.
     """
     if target.suffix != ".safetensors" or not target.parent.is_dir():
         raise UsageError(f"TARGET must be a .safetensors in a folder that exists, got {target}")
     try:
         model, temperature = load_model(source)
+        model.config = adapted(source, model.config, TeacherConfig(person_classes=tuple(persons)))
     except CheckpointError as error:
         raise InputError(str(error)) from error
+    except ValueError as error:
+        raise InputError(f"{source}: {error}, here --person-classes") from error
     return save_checkpoint(target, model, model.config, {"temperature": temperature})

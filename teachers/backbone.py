@@ -25,8 +25,10 @@ MSRA_MEAN = (103.53, 116.28, 123.675)
 IMAGENET_STD = (57.375, 57.12, 58.395)
 """Deviation of blue, green, red in 0..255, by which torchvision, timm and X-101 divide."""
 
+#: Largest edge of a network's input.
+MAX_SIDE = 8192
 #: What a file of weights may ask for at most.
-_MOST = {"point_num_fc": 16, "max_size_test": 8192, "subdivision_num_points": 2**20}
+_MOST = {"point_num_fc": 16, "max_size_test": MAX_SIDE, "subdivision_num_points": 2**20}
 
 C = TypeVar("C", bound="BackboneConfig")
 
@@ -85,10 +87,17 @@ def check_config(config: BackboneConfig) -> None:
         raise ValueError(f"teacher.norm must be one of {get_args(Norm)}, got {config.norm!r}")
     if config.min_size_test > config.max_size_test:
         raise ValueError(f"teacher.min_size_test must be <= {config.max_size_test}, got {config.min_size_test}")
+    _check_pixels(config)
+
+
+def _check_pixels(config: BackboneConfig) -> None:
     pixels = (*config.pixel_mean, *config.pixel_std)
-    if not all(map(math.isfinite, pixels)) or len(pixels) != 6 or min(config.pixel_std) <= 0:
+    if len(config.pixel_mean) != 3 or len(config.pixel_std) != 3:
+        counts = f"{len(config.pixel_mean)} and {len(config.pixel_std)}"
+        raise ValueError(f"teacher.pixel_mean and pixel_std need three values each, got {counts}")
+    if not all(map(math.isfinite, pixels)) or min(config.pixel_std) <= 0:
         raise ValueError(
-            f"teacher.pixel_mean and pixel_std need three values, std > 0, got {config.pixel_mean}, {config.pixel_std}"
+            f"teacher.pixel_mean and pixel_std must be finite, std > 0, got {config.pixel_mean}, {config.pixel_std}"
         )
 
 

@@ -10,6 +10,7 @@ import math
 import os
 import pickle
 import re
+import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -63,7 +64,23 @@ def load_state(path: Path) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if size > MAX_BYTES:
         raise CheckpointError(f"{path}: holds {size} bytes, more than the {MAX_BYTES} allowed")
-    return reader(path)
+    try:
+        state = reader(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror or error}") from error
+    strange = [f"{k} ({fault})" for k, v in state.items() if (fault := _fault(v))]
+    if strange:
+        raise CheckpointError(f"{path}: must hold plain tensors of floats or integers; not so: {_listed(strange)}")
+    return state
+
+
+def _fault(tensor: Tensor) -> str:
+    """Why a tensor is no array of numbers with a place for each in memory; only a `.pth` can hold such."""
+    if tensor.layout != torch.strided or tensor.is_quantized:
+        return "quantised" if tensor.is_quantized else str(tensor.layout).removeprefix("torch.")
+    if tensor.is_meta or tensor.untyped_storage().nbytes() < tensor.numel() * tensor.element_size():
+        return f"{tuple(tensor.shape)} without as many values"
+    return str(tensor.dtype).removeprefix("torch.") if tensor.is_complex() or tensor.dtype == torch.bool else ""
 
 
 def _read_pickle(path: Path) -> dict[str, Tensor]:
@@ -86,10 +103,12 @@ def _read_pickle(path: Path) -> dict[str, Tensor]:
 
 def _read_torch(path: Path) -> dict[str, Tensor]:
     try:
+        _check_archive(path)
         loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (CheckpointError, OSError):
+        raise
     except Exception as error:  # torch raises many kinds for broken or refused files
-        first = str(error).strip().split("\n")[0]
-        raise CheckpointError(f"{path}: not a readable file of weights: {first}") from error
+        raise CheckpointError(f"{path}: {_refusal(error)}") from error
     model = loaded["model"] if isinstance(loaded, dict) and "model" in loaded else loaded
     if not isinstance(model, dict):
         raise CheckpointError(f"{path}: must hold a dictionary of tensors, got {type(model).__name__}")
@@ -97,6 +116,23 @@ def _read_torch(path: Path) -> dict[str, Tensor]:
     if wrong:
         raise CheckpointError(f"{path}: must hold tensors by name; these are none: {_listed(wrong)}")
     return dict(model)
+
+
+def _check_archive(path: Path) -> None:
+    """Refuse an archive that unpacks beyond the limit."""
+    if zipfile.is_zipfile(path):
+        with zipfile.ZipFile(path) as archive:
+            size = sum(part.file_size for part in archive.infolist())
+        if size > MAX_BYTES:
+            raise CheckpointError(f"{path}: unpacks to {size} bytes, more than the {MAX_BYTES} allowed")
+
+
+def _refusal(error: Exception) -> str:
+    """What torch found, without its advice to trust the file."""
+    named = re.search(r"GLOBAL ([\w.]+)", str(error))
+    if named:
+        return f"names {named[1]}, which weights have no need of: refused, nothing was run"
+    return f"not a readable file of weights, perhaps truncated ({type(error).__name__}): fetch or save it again"
 
 
 def _read_safetensors(path: Path) -> dict[str, Tensor]:
@@ -123,7 +159,7 @@ def read_metadata(path: Path) -> dict[str, Any] | None:
         with safe_open(path, framework="numpy") as file:
             stored = (file.metadata() or {}).get(METADATA_KEY)
         parsed = None if stored is None else json.loads(stored)
-    except (SafetensorError, OSError, ValueError) as error:
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path}: not a readable safetensors file: {error}") from error
     if parsed is not None and not isinstance(parsed, dict):
         raise CheckpointError(f"{path}: its metadata must be a JSON object, got {type(parsed).__name__}")
@@ -232,6 +268,7 @@ def match(state: Mapping[str, Tensor], model: nn.Module) -> None:
     if not any(k.endswith("running_mean") for k in given):
         given |= _missing_statistics(given, wanted)
     both = sorted(set(wanted) & set(given))
+    fitted = {k: given[k].to(wanted[k].dtype) for k in both}
     problems = {
         "missing": sorted(set(wanted) - set(given)),
         "surplus": sorted(set(given) - set(wanted)),
@@ -240,13 +277,13 @@ def match(state: Mapping[str, Tensor], model: nn.Module) -> None:
             for k in both
             if given[k].shape != wanted[k].shape
         ],
-        "not finite": [k for k in both if not bool(torch.isfinite(given[k]).all())],
+        "not finite": [k for k in both if not bool(torch.isfinite(fitted[k]).all())],
     }
     found = [f"{kind}: {', '.join(names)}" for kind, names in problems.items() if names]
     if found:
         raise CheckpointError(f"the weights do not fit the network; {'; '.join(found)}")
     unmade = any(v.is_meta for v in wanted.values())
-    model.load_state_dict({k: given[k].to(wanted[k].dtype) for k in both}, assign=unmade)
+    model.load_state_dict(fitted, assign=unmade)
 
 
 def _missing_statistics(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -277,7 +314,8 @@ def save_checkpoint(
     header = json.dumps(
         {"config": json.loads(config_json(config)), "architecture": config.architecture, **metadata}, sort_keys=True
     )
-    tensors = {k: v.detach().cpu().contiguous() for k, v in model.state_dict().items()}
+    state = model.state_dict()  # tensors may share memory, which the format has no room for
+    tensors = {k: v.detach().cpu().clone(memory_format=torch.contiguous_format) for k, v in state.items()}
     data = save_safetensors(tensors, {METADATA_KEY: header})
     write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()

@@ -41,9 +41,9 @@ def read_backgrounds(folder: str) -> tuple[Path, ...]:
         return ()
     try:
         paths = tuple(sorted(p for p in Path(folder).iterdir() if not p.name.startswith(".")))
-        faults = [fault for fault in map(_fault, paths) if fault]
     except OSError as error:
         raise TeachError(f"teach.backgrounds {folder!r} cannot be read: {error.strerror}") from error
+    faults = [fault for fault in map(_fault, paths) if fault]
     if faults:
         more = f" and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
         raise TeachError(
@@ -55,11 +55,15 @@ def read_backgrounds(folder: str) -> tuple[Path, ...]:
 
 
 def _fault(path: Path) -> str:
+    if not path.is_file():
+        return f"{path.name!r} (no file)"
     try:
         with path.open("rb") as stream:
             upright_size(stream)
     except ImageError as error:
         return f"{path.name!r} ({error.kind}: {error})"
+    except OSError as error:
+        return f"{path.name!r} ({error.strerror or error})"
     return ""
 
 

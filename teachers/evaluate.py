@@ -254,7 +254,10 @@ def _see(teacher: Teacher, samples: Sequence[Labelled], batch: int) -> Iterator[
         part = samples[start : start + batch]
         loaded = [load_labelled(sample) for sample in part]
         began = time.perf_counter()
-        predictions = teacher.predict([image for image, _, _ in loaded])
+        try:
+            predictions = teacher.predict([image for image, _, _ in loaded])
+        except TeacherError as error:
+            raise TeacherError(f"of the images {part[0].name!r} to {part[-1].name!r}, {error}") from error
         seconds = time.perf_counter() - began
         if len(predictions) != len(part):
             raise TeacherError(f"{teacher.id} gave {len(predictions)} answers for {len(part)} images")

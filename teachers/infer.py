@@ -114,8 +114,15 @@ def infer_config(state: Mapping[str, Tensor]) -> SemanticConfig | InstanceConfig
         return InstanceConfig(**shared, **_infer_instance(given))
     except KeyError as error:
         raise CheckpointError(f"not the weights of {article} {kind} PointRend: {error.args[0]} is missing") from error
-    except (IndexError, ValueError, ZeroDivisionError) as error:
+    except ValueError as error:
         raise CheckpointError(f"not the weights of {article} {kind} PointRend: {error}") from error
+
+
+def _shape(given: Mapping[str, Tensor], key: str, axes: int) -> tuple[int, ...]:
+    shape = tuple(given[key].shape)
+    if len(shape) != axes or min(shape) < 1:
+        raise ValueError(f"{key} must have {axes} axes and values, got shape {shape}")
+    return shape
 
 
 def _some(names: list[str], kinds: list[str]) -> str:
@@ -135,36 +142,42 @@ def _infer_backbone(given: Mapping[str, Tensor]) -> dict[str, Any]:
     groups = _groups(given)
     return {
         "depth": depths[0],
-        "stem_out": given[f"{_BOTTOM_UP}stem.conv1.weight"].shape[0],
-        "res2_out": given[f"{_BOTTOM_UP}res2.0.conv{3 if deep else 2}.weight"].shape[0],
+        "stem_out": _shape(given, f"{_BOTTOM_UP}stem.conv1.weight", 4)[0],
+        "res2_out": _shape(given, f"{_BOTTOM_UP}res2.0.conv{3 if deep else 2}.weight", 4)[0],
         "num_groups": groups if deep else 1,
-        "width_per_group": given[f"{_BOTTOM_UP}res2.0.conv2.weight"].shape[1]
+        "width_per_group": _shape(given, f"{_BOTTOM_UP}res2.0.conv2.weight", 4)[1]
         if deep
         else SemanticConfig().width_per_group,
         "stride_in_1x1": groups == 1,
-        "fpn_out": given["backbone.fpn_output2.weight"].shape[0],
+        "fpn_out": _shape(given, "backbone.fpn_output2.weight", 4)[0],
     }
 
 
 def _groups(given: Mapping[str, Tensor]) -> int:
-    outputs, inputs = given[f"{_BOTTOM_UP}res2.0.conv2.weight"].shape[:2]
+    outputs, inputs, _, _ = _shape(given, f"{_BOTTOM_UP}res2.0.conv2.weight", 4)
     return outputs // inputs
 
 
 def _infer_pixels(given: Mapping[str, Tensor]) -> dict[str, Any]:
     std = IMAGENET_STD if _groups(given) > 1 else (1.0, 1.0, 1.0)
     return {
-        "pixel_mean": tuple(given["pixel_mean"].flatten().tolist()) if "pixel_mean" in given else MSRA_MEAN,
-        "pixel_std": tuple(given["pixel_std"].flatten().tolist()) if "pixel_std" in given else std,
+        "pixel_mean": _pixels(given, "pixel_mean") if "pixel_mean" in given else MSRA_MEAN,
+        "pixel_std": _pixels(given, "pixel_std") if "pixel_std" in given else std,
     }
 
 
+def _pixels(given: Mapping[str, Tensor], key: str) -> tuple[float, ...]:
+    if given[key].numel() != 3:
+        raise ValueError(f"{key} must hold three values, got shape {tuple(given[key].shape)}")
+    return tuple(given[key].flatten().tolist())
+
+
 def _infer_point_head(given: Mapping[str, Tensor], prefix: str, classes: int) -> dict[str, Any]:
-    width = given[f"{prefix}fc1.weight"].shape[0]
+    width = _shape(given, f"{prefix}fc1.weight", 3)[0]
     return {
         "point_fc_dim": width,
         "point_num_fc": _layers(given, prefix),
-        "coarse_pred_each_layer": given[f"{prefix}predictor.weight"].shape[1] == width + classes,
+        "coarse_pred_each_layer": _shape(given, f"{prefix}predictor.weight", 3)[1] == width + classes,
     }
 
 
@@ -173,30 +186,32 @@ def _layers(given: Mapping[str, Tensor], prefix: str) -> int:
 
 
 def _infer_semantic(given: Mapping[str, Tensor]) -> dict[str, Any]:
-    classes = given[f"{_COARSE}predictor.weight"].shape[0]
+    classes = _shape(given, f"{_COARSE}predictor.weight", 4)[0]
     return _infer_point_head(given, _POINT, classes) | {
-        "sem_convs_dim": given[f"{_COARSE}p2.0.weight"].shape[0],
+        "sem_convs_dim": _shape(given, f"{_COARSE}p2.0.weight", 4)[0],
         "num_classes": classes,
         "person_classes": person_classes("semantic", classes, riders=False),
     }
 
 
 def _infer_instance(given: Mapping[str, Tensor]) -> dict[str, Any]:
-    classes = given[f"{_HEADS}box_predictor.cls_score.weight"].shape[0] - 1
-    narrowed = given[f"{_MASK}reduce_spatial_dim_conv.weight"]
-    predictions = given[f"{_MASK}prediction.weight"].shape[0]
+    classes = _shape(given, f"{_HEADS}box_predictor.cls_score.weight", 2)[0] - 1
+    if classes < 1:
+        raise ValueError(f"{_HEADS}box_predictor.cls_score.weight must have a row per class and one for none, got 1")
+    narrowed = _shape(given, f"{_MASK}reduce_spatial_dim_conv.weight", 4)
+    predictions, hidden = _shape(given, f"{_MASK}prediction.weight", 2)
     side = math.isqrt(predictions // classes)
     if side * side * classes != predictions:
         raise ValueError(f"{_MASK}prediction.weight must give {classes} square masks, got {predictions} values")
     shortest, longest = (1024, 2048) if classes == 8 else (800, 1333)
     return _infer_point_head(given, _MASK_POINT, classes) | {
         "num_classes": classes,
-        "box_fc_dim": given[f"{_HEADS}box_head.fc1.weight"].shape[0],
-        "mask_conv_dim": narrowed.shape[0],
-        "mask_fc_dim": given[f"{_MASK}prediction.weight"].shape[1],
+        "box_fc_dim": _shape(given, f"{_HEADS}box_head.fc1.weight", 2)[0],
+        "mask_conv_dim": narrowed[0],
+        "mask_fc_dim": hidden,
         "mask_num_fc": _layers(given, _MASK),
         "coarse_resolution": side,
-        "mask_pooler_resolution": side * narrowed.shape[2],
+        "mask_pooler_resolution": side * narrowed[2],
         "min_size_test": shortest,
         "max_size_test": longest,
     }

@@ -153,6 +153,8 @@ class OnnxBackend:
         self.type = _type(session, config)
         self.output = _output(session, config.output_name)
         _check_output(self._run(np.zeros((*self.size, 3), np.uint8)), self.size, config)
+        if config.output == "logit":
+            _check_logits(self._run(_noise(self.size)), config)
 
     def soft(self, images: Sequence[NDArray[np.uint8]], scale: float) -> list[Soft]:
         """See `teachers.teacher.Backend`; images go through one by one, so that no answer depends on a batch.
@@ -385,6 +387,16 @@ def _check_output(planes: NDArray[np.float32], size: tuple[int, int], config: On
         raise TeacherError(_looks_wrong(config, "values for a black image that are not finite"))
     if config.output == "logits" and _shares(planes):
         raise TeacherError(_looks_wrong(config, "channels that add up to 1 already"))
+
+
+def _check_logits(planes: NDArray[np.float32], config: OnnxConfig) -> None:
+    """Logits of noise leave [0, 1], or do not vary: probabilities would become masks that are all person."""
+    if planes.min() >= 0 and planes.max() <= 1 and planes.min() < planes.max():
+        raise TeacherError(_looks_wrong(config, "values for noise that all lie in [0, 1]"))
+
+
+def _noise(size: tuple[int, int]) -> NDArray[np.uint8]:
+    return np.random.default_rng(0).integers(0, 256, (*size, 3), dtype=np.uint8)
 
 
 def _shares(planes: NDArray[np.float32]) -> bool:

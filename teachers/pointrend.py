@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from teachers import instance
-from teachers.backbone import BackboneConfig, network_size, normalise, pad, resize, restore
+from teachers.backbone import STRIDE, BackboneConfig, network_size, normalise, pad, resize, restore
 from teachers.fuse import quicken
 from teachers.instance import InstancePointRend
 from teachers.semantic import SemanticConfig, SemanticPointRend
@@ -141,7 +141,8 @@ def _compile(model: PointRend, device: torch.device) -> None:
 
 
 def _size(image: NDArray[np.uint8], config: BackboneConfig, scale: float) -> tuple[int, int]:
-    shortest, longest = (max(1, round(x * scale)) for x in (config.min_size_test, config.max_size_test))
+    """That of the network's input; its longer edge is above the stride, as p5 of one pixel has no deviation."""
+    shortest, longest = (max(STRIDE + 1, round(x * scale)) for x in (config.min_size_test, config.max_size_test))
     return network_size(*image.shape[:2], shortest=shortest, longest=longest)
 
 

@@ -105,7 +105,10 @@ def _read(path: Path) -> Pretrained:
             f"{path}: holds neither a semantic PointRend (sem_seg_head.*) nor a ResNet with the names of torchvision "
             f"(conv1, layer1.0.conv1, ..); its first key is {min(tensors, default='none')!r}"
         )
-    config = read_config(path, tensors)
+    try:
+        config = read_config(path, tensors)
+    except CheckpointError as error:
+        raise CheckpointError(f"{path}: {error}") from error
     fields = {name: getattr(config, name) for name in (*_BACKBONE, *_HEADS, *_PIXELS, "norm", "num_classes")}
     return Pretrained(source=str(path), sha256=sha256, kind="pointrend", tensors=named, fields=fields)
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 from teachers.augment import AugmentConfig
+from teachers.backbone import STRIDE
 from teachers.semantic import SemanticConfig
 
 
@@ -105,6 +106,11 @@ class TeachConfig:
                              f"{list(self.model.person_classes)}")  # fmt: skip
 
     def _check_devices(self) -> None:
+        if self.batch // self.devices == 1 and self.augment.crop == STRIDE:
+            raise ValueError(
+                f"teach.augment.crop must be >= {2 * STRIDE} where a device sees one crop at a time, got {STRIDE}: a "
+                "normalisation over a single pixel learns nothing"
+            )
         for name in ("accelerator", "precision"):
             allowed = _CHOICES[name]
             if getattr(self, name) not in allowed:

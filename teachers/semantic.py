@@ -56,7 +56,7 @@ class SemanticConfig(BackboneConfig):
             raise ValueError(f"teacher.subdivision_steps must be in 0..6, got {self.subdivision_steps}")
         if self.num_classes < 2:
             raise ValueError(f"teacher.num_classes must be >= 2 (background counts), got {self.num_classes}")
-        inside = all(isinstance(c, int) and 0 <= c < self.num_classes for c in self.person_classes)
+        inside = all(type(c) is int and 0 <= c < self.num_classes for c in self.person_classes)
         if not inside or not self.person_classes or len(set(self.person_classes)) != len(self.person_classes):
             raise ValueError(
                 f"teacher.person_classes must be distinct classes below {self.num_classes}, got {self.person_classes}"
@@ -171,11 +171,14 @@ class SemanticPointRend(nn.Module):
         return out.float()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (N, C, H, W) of a padded batch (N, 3, H, W); H and W are those of stride 4 / 2^steps."""
+        """Logits (N, C, H, W) of a padded batch (N, 3, H, W); other than two refinements are resized to that."""
         features = self.features(images)
         logits = coarse = self.coarse(features)
         for step in self.refine(coarse, features["p2"].float()):
             logits = step.logits
+        size = (images.shape[2], images.shape[3])
+        if logits.shape[2:] != size:
+            logits = functional.interpolate(logits, size=size, mode="bilinear", align_corners=False)
         return logits
 
     def losses(

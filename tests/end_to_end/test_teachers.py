@@ -15,7 +15,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from manifests.verify import verify_release
 from pipeline.cli import main
-from teachers.backend import load_teacher
+from teachers.backend import TeacherConfig, load_teacher
 from teachers.checkpoint import save_checkpoint
 from teachers.instance import InstanceConfig, build_instance
 from tests.end_to_end.conftest import TARGET, arguments
@@ -135,10 +135,13 @@ def test_a_zoo_checkpoint_is_converted_once_and_gives_the_same(
 ) -> None:
     (source,) = (goldens / "pointrend" / "zoo_format").glob("model_final_*.pkl")
     target = tmp_path / "teacher.safetensors"
-    assert main(["teacher", "convert", str(source), str(target)]) == 0
+    assert main(["teacher", "convert", str(source), str(target)]) == 1
+    assert "3 classes, and not which of them are persons" in capsys.readouterr().err
+    assert main(["teacher", "convert", str(source), str(target), "--person-classes", "1"]) == 0
     assert str(target) in capsys.readouterr().out
     image = np.random.default_rng(0).integers(0, 256, (60, 80, 3), dtype=np.uint8)
-    (before,), (after,) = load_teacher(source).predict([image]), load_teacher(target).predict([image])
+    (before,) = load_teacher(source, TeacherConfig(person_classes=(1,))).predict([image])
+    (after,) = load_teacher(target).predict([image])
     assert np.array_equal(before.probability, after.probability)
     assert main(["teacher", "convert", str(source), str(tmp_path / "teacher.pth")]) == 2
     assert "must be a .safetensors" in capsys.readouterr().err

@@ -271,6 +271,27 @@ def test_the_interval_of_the_headline_is_that_of_the_audit() -> None:
         assert row.interval == alone[key].interval
 
 
+def test_a_lateness_that_is_not_known_is_not_written() -> None:
+    frames, videos = _small(2)
+    unknown = [row | {"lag_loss": [None] * 5} for row in videos]
+    assert "held back" not in _Page(report(tables(frames, unknown))).text
+
+
+def test_without_an_audit_the_settings_of_the_comparison_hold() -> None:
+    frames, videos = _small(12)
+    settings = Settings(confidence=0.8, seed=3)
+    found = overall_rows(tables(frames, videos, comparison=settings))["iou"]
+    fairness = audit(videos, {}, Taxonomy(categories=()), intersections=(), confidence=0.8, seed=3)
+    assert found.interval == next(row.interval for row in fairness.rows if row.metric == "iou")
+    assert "80 % interval" in _Page(report(tables(frames, videos, comparison=settings))).text
+
+
+def test_a_mask_that_does_all_the_truth_does_not_is_within_the_range_of_dtssd() -> None:
+    frames, videos = _small(2)
+    worst = [row | {"dtssd": 200.0} for row in videos]
+    assert overall_rows(tables(frames, worst))["dtssd"].mean == 200
+
+
 def test_lateness_is_read_from_losses_or_from_iou() -> None:
     frames, videos = _small(1)
     losses = [videos[0] | {"lag_loss": (0.1, 0.2)}, videos[0] | {"lag_loss": None, "lag_iou": (0.9, 0.8)}]

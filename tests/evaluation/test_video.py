@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from evaluation.boundary import boundary_f, iou_and_boundary_iou
 from evaluation.flow import FlowPair
+from evaluation.masks import iou
 from evaluation.soft import dtssd
 from evaluation.temporal import excess, lag_test, lagged, mean, paired_frames, steadiness, video_consistency
 from evaluation.video import FRAME_METRICS, ClipMeter, ClipRow, FrameRow, MeterConfig
@@ -148,6 +149,25 @@ def test_the_lag_is_that_of_the_lag_test() -> None:
     paired = np.ones(19, np.bool_)
     _, clip = measured(noisy(truths), truths)
     same(clip.lag_loss, [1 - lag_test(truths, paired, lag).iou for lag in range(1, 6)])
+
+
+def test_the_lag_begins_anew_after_a_cut_or_a_gap() -> None:
+    truths = walk()
+    follows = [t not in (0, 7, 8, 15) for t in range(20)]
+    _, clip = measured(soft(truths), truths, follows=follows, cuts=[11])
+    indices = np.cumsum([1 if follows[t] else 2 for t in range(20)])
+    paired = paired_frames(indices, cuts=[int(indices[11])])
+    same(clip.lag_loss, [1 - lag_test(truths, paired, lag).iou for lag in range(1, 6)])
+    runs = [truths[start:stop] for start, stop in ((0, 7), (8, 11), (11, 15), (15, 20))]  # frame 7 is alone
+    late = [iou(a, b) for run in runs for a, b in zip(lagged(run, 3), run, strict=True)]
+    assert clip.lag_loss[2] == pytest.approx(1 - np.mean(late))
+
+
+def test_frames_that_are_all_alone_say_nothing_of_a_lag() -> None:
+    truths = walk()
+    _, clip = measured(soft(truths), truths, follows=[False] * 20)
+    assert all(math.isnan(loss) for loss in clip.lag_loss)
+    assert math.isnan(lag_test(truths, np.zeros(19, np.bool_), 2).iou)
 
 
 # Laws -----------------------------------------------------------------------------------------------------------------

@@ -2,12 +2,15 @@
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
+from evaluation.video import FRAME_METRICS
 from pipeline.audit import find_evaluation, read_evaluation
 from pipeline.errors import InputError
 from pipeline.evaluate import Evaluated, compare
@@ -89,3 +92,16 @@ def test_an_evaluation_is_found_by_its_folder_or_its_output(done: dict[str, Eval
     (tmp_path / "one" / "a" / "evaluation.json").write_text('{"format": 99}')
     with pytest.raises(InputError, match="of format 99"):
         read_evaluation(tmp_path / "one" / "a")
+
+
+def test_the_documentation_names_every_column(done: dict[str, Evaluated], tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "evaluation.md").read_text()
+    lines = {line.split("`")[1]: line for line in page.splitlines() if line.startswith("| `")}
+    known = {name: set(re.findall(r"`(\w+)`", line)) for name, line in lines.items()}
+    known["videos"] |= set(FRAME_METRICS)  # "the means of the scores above"
+    known["compare"] |= known["classes"]
+    compared = compare(done["noisy"].folder, done["late"].folder, tmp_path)
+    for name in ("frames", "videos", "classes", "worst", "attributes", "pictures", "compare"):
+        folder = (compared if name == "compare" else done["noisy"]).folder
+        found = set(pq.read_schema(folder / f"{name}.parquet").names)
+        assert found <= known[name] | {f"{column}_{end}" for column in known[name] for end in ("low", "high")}, name

@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from evaluation import flow as flow_module
+from evaluation.measures import measure_of
 from evaluation.taxonomy import default_taxonomy
 from pipeline import measure
 from pipeline.clip_formats import Clip
@@ -233,6 +234,27 @@ def test_classes_are_compared_where_attributes_are_given(world: World, tmp_path:
     assert ("adjacent_excess", "lighting_level", 1) in worst
 
 
+def test_the_worst_class_is_one_in_table_and_report_also_where_less_is_better(world: World, tmp_path: Path) -> None:
+    text = "video,lighting_level\nanna,dim\nben,bright\ncarl,bright\n"
+    for clip in CLIPS:
+        shutil.copytree(world.model("truth" if clip == "anna" else "noisy") / clip, tmp_path / "mixed" / clip)
+    shutil.copytree(world.videos, tmp_path / "videos")
+    evaluated = World(folder=tmp_path).run("mixed", attributes=attributes(tmp_path, text))
+    worst = {row["metric"]: row for row in rows(evaluated, "worst") if row["at_least"] == 1}
+    page = evaluated.report.read_text()
+    for metric in ("iou", "adjacent_excess", "dtssd"):
+        assert (worst[metric]["worst"], worst[metric]["best"]) == ("bright", "dim")
+        part = page[page.index(f"<h3>{measure_of(metric).label}</h3>") :]
+        assert "<strong>bright</strong>" in part[: part.index("</table>")]
+    alone = [row for row in rows(evaluated, "worst") if row["at_least"] > 1]
+    assert {(row["worst"], row["best"]) for row in alone} == {(None, None)}
+
+
+def test_the_headline_is_made_with_the_settings_also_without_attributes(world: World) -> None:
+    config = EvaluateConfig(confidence=0.8)
+    assert "80 % interval" in world.run("noisy", flow=True, config=config).report.read_text()
+
+
 def test_one_video_of_one_subject_in_one_class_says_why_it_has_no_interval(world: World, tmp_path: Path) -> None:
     shutil.copytree(world.videos / "anna", tmp_path / "videos" / "anna")
     shutil.copytree(world.model("noisy") / "anna", tmp_path / "noisy" / "anna")
@@ -289,10 +311,11 @@ def test_missing_and_surplus_predictions_are_named(world: World, tmp_path: Path)
             evaluate(tmp_path / name, world.videos, None, str(tmp_path / "out"), flow=False, console=QUIET)
 
 
-def test_an_output_among_the_videos_is_refused(world: World) -> None:
-    with pytest.raises(InputError, match="is inside --videos"):
-        world.run("noisy", str(world.videos / "out"))
-    assert not (world.videos / "out").exists()
+@pytest.mark.parametrize(("folder", "flag"), [("videos", "--videos"), ("noisy", "--model")])
+def test_an_output_within_what_is_read_is_refused(world: World, folder: str, flag: str) -> None:
+    with pytest.raises(InputError, match=f"is inside {flag}"):
+        world.run("noisy", str(world.folder / folder / "out"))
+    assert not (world.folder / folder / "out").exists()
 
 
 def test_a_single_unlabelled_frame_is_nothing_to_measure(tmp_path: Path) -> None:

@@ -18,15 +18,16 @@ from scipy import ndimage
 from manifests.mask import decode_mask, decode_soft
 from pipeline.assign import GIVEN
 from pipeline.embed import decode_jpeg, frames_of, shrink
-from pipeline.errors import InputError
+from pipeline.errors import InputError, StageError
 from pipeline.frames import ScanConfig
 from pipeline.label import LABELLED, Label, LabelConfig, _columns, label_spans, resize_soft
 from pipeline.select import cell_name, selection_key
-from pipeline.stage import Done, iter_tables
+from pipeline.stage import Done, Task, iter_tables
 from teachers.backend import TeacherConfig, load_teacher
 from teachers.checkpoint import save_checkpoint
+from teachers.pointrend import PointRendBackend
 from teachers.semantic import SemanticConfig, build
-from teachers.teacher import Prediction
+from teachers.teacher import Labeller, Prediction
 from tests.pipeline.media import jpeg, moving, table, texture, video
 from tests.pipeline.test_assign import finish
 from tests.pipeline.test_probe import probe, sources_file
@@ -215,6 +216,16 @@ def test_a_teacher_that_changed_after_planning_is_refused(tmp_path: Path) -> Non
     other = draw_teacher(tmp_path / "teacher.safetensors", seed=1)
     with pytest.raises(InputError, match=rf"teacher.safetensors has changed since the run was planned \(.*{other}"):
         work.open()
+
+
+def test_a_teacher_that_fails_names_the_sources_of_its_frames(drawn: Drawn, tmp_path: Path) -> None:
+    model = build(TINY, 0)
+    model.sem_seg_head.coarse_sem_seg_head.predictor.weight.data.fill_(float("nan"))
+    broken = Labeller(backend=PointRendBackend(model, "0" * 64))
+    work = Label(config=LabelConfig(batch=2), scan=SCAN, run=TeacherConfig(), teacher="", teacher_sha256="")
+    task = Task(index=0, count=1, folder=str(tmp_path), spans=label_spans(drawn.uri, 4, LabelConfig())[0])
+    with pytest.raises(StageError, match=r"not finite; the images are frames of .*(png|jpg|mp4|parquet)"):
+        work._run(broken, task)
 
 
 # Spans ----------------------------------------------------------------------------------------------------------------

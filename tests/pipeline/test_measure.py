@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +14,12 @@ from numpy.typing import NDArray
 from evaluation.flow import FlowCache
 from pipeline import measure
 from pipeline.clip_formats import Clip, ClipConfig, ClipFrame
-from pipeline.clips import find_clips
+from pipeline.clips import find_clips, read_clip
 from pipeline.errors import InputError
 from pipeline.evaluate_config import EvaluateConfig
 from pipeline.measure import Film, clips_table, measure_clip, read_clips
 from pipeline.stage import Span
-from tests.pipeline.evaluations import FRAMES_EACH, World, draw
+from tests.pipeline.evaluations import FRAMES_EACH, HEIGHT, WIDTH, World, draw
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +46,17 @@ class Spoiled:
 
     def finish(self) -> None:
         """Nothing is left."""
+
+
+class Fixed(Spoiled):
+    """A model that always finds the same."""
+
+    def __init__(self, mask: NDArray[np.bool_]) -> None:
+        super().__init__(0.0)
+        self._mask = mask
+
+    def __call__(self, frame: ClipFrame) -> NDArray[np.float32]:
+        return self._mask[: len(frame.image)].astype(np.float32)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, 1.5])
@@ -78,6 +90,25 @@ def test_a_film_shows_every_frame_once_wherever_its_flow_comes_from(
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
     assert list(shown(Film(clip, config, cache))) == computed
+
+
+def test_pixels_that_do_not_count_are_no_errors_in_a_picture(world: World) -> None:
+    clip, config = find_clips(world.videos)[0], EvaluateConfig()
+    void = np.zeros((HEIGHT, WIDTH), np.bool_)
+    void[:, : WIDTH // 2] = True
+
+    def pictures(found: NDArray[np.bool_], *, bare: bool) -> list[tuple[int, bytes]]:
+        def frames(*_: Any) -> Iterator[ClipFrame]:
+            for frame in read_clip(clip):
+                truth = frame.truth & ~void if bare and frame.truth is not None else frame.truth
+                yield replace(frame, truth=truth, void=None if bare else void)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(measure, "read_clip", frames)
+            return list(measure_clip(clip, Fixed(found), config).pictures)
+
+    everywhere = np.ones_like(void)
+    assert pictures(everywhere, bare=False) == pictures(everywhere & ~void, bare=True)
 
 
 def test_clips_come_back_from_their_table(world: World, tmp_path: Path) -> None:

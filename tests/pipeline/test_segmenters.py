@@ -219,6 +219,10 @@ DAMAGES: dict[str, tuple[Damage, str]] = {
         lambda f: [put(f / f"{n:05d}.png", png(frame.mask * 1)) for n, frame in enumerate(FRAMES)],
         "hold 0 and 1; write 255",
     ),
+    "labels": (
+        lambda f: [put(f / f"{n:05d}.png", png(frame.mask * 16)) for n, frame in enumerate(FRAMES)],
+        "hold 0 and 16; write 255",
+    ),
     "a video, too": (lambda f: film(f.parent / "walk.mkv", [np.zeros((48, 64), np.uint8)]), "ambiguous: both"),
     "no clip": (lambda f: f.rename(f.parent / "run"), "must have the masks of clip 'set/walk'"),
 }

@@ -7,6 +7,7 @@ from collections import OrderedDict
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from zipfile import ZIP_DEFLATED, ZipFile
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor
 
+from teachers import checkpoint
 from teachers.backbone import network_size, normalise, pad, parse_config, resize, restore
+from teachers.backend import load_model
 from teachers.checkpoint import (
     CheckpointError,
     clean,
@@ -42,7 +45,9 @@ def zoo(goldens: Path) -> Path:
 def fitted(path: Path, arch: dict[str, Any]) -> SemanticPointRend:
     state = load_state(path)
     sizes = ("subdivision_num_points", "min_size_test", "max_size_test")
-    model = build(replace(infer_config(state), **{k: arch[k] for k in sizes}), 0).eval()
+    config = infer_config(state)
+    assert isinstance(config, SemanticConfig)
+    model = build(replace(config, **{k: arch[k] for k in sizes}), 0).eval()
     match(state, model)
     return model
 
@@ -173,6 +178,76 @@ def test_an_absent_file_or_unknown_kind_is_refused(tmp_path: Path, name: str) ->
     (tmp_path / "model.bin").touch()
     with pytest.raises(CheckpointError, match=r"must end in|cannot be read"):
         load_state(tmp_path / name)
+
+
+def strange() -> dict[str, tuple[Tensor, str]]:
+    weights = torch.ones(4, 4)
+    return {
+        "complex": (weights.to(torch.complex64), "complex64"),
+        "bool": (weights > 0, "bool"),
+        "sparse": (weights.to_sparse(), "sparse_coo"),
+        "meta": (weights.to("meta"), "without as many values"),
+        "stretched": (torch.ones(1).expand(10**12), "without as many values"),
+    }
+
+
+@pytest.mark.filterwarnings("ignore:.*[Ss]parse:UserWarning")
+@pytest.mark.parametrize("kind", strange())
+def test_a_tensor_that_is_no_plain_array_is_refused_by_name(tmp_path: Path, kind: str) -> None:
+    tensor, words = strange()[kind]
+    torch.save({"good": torch.ones(2), "odd": tensor}, tmp_path / "model.pth")
+    with pytest.raises(CheckpointError, match=rf"model\.pth: must hold plain tensors.*not so: odd \(.*{words}\)$"):
+        load_state(tmp_path / "model.pth")
+
+
+def test_an_archive_that_unpacks_beyond_the_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.save({"a": torch.zeros(10**5)}, tmp_path / "plain.zip")
+    with ZipFile(tmp_path / "plain.zip") as plain, ZipFile(tmp_path / "a.pth", "w", ZIP_DEFLATED) as packed:
+        for part in plain.namelist():
+            packed.writestr(part, plain.read(part))
+    monkeypatch.setattr(checkpoint, "MAX_BYTES", 10**5)
+    with pytest.raises(CheckpointError, match="unpacks to 4"):
+        load_state(tmp_path / "a.pth")
+
+
+@pytest.mark.parametrize("suffix", [".pkl", ".pth", ".safetensors"])
+def test_a_folder_is_no_checkpoint(tmp_path: Path, suffix: str) -> None:
+    (tmp_path / f"model{suffix}").mkdir()
+    with pytest.raises(CheckpointError, match="cannot be read: Is a directory"):
+        load_state(tmp_path / f"model{suffix}")
+
+
+def test_a_refusal_repeats_no_advice_to_trust_the_file(tmp_path: Path) -> None:
+    torch.save({"model": Path("x")}, tmp_path / "a.pth")
+    (tmp_path / "b.pth").write_text("<html>404</html>")
+    for name, words in (("a.pth", "names pathlib.* refused, nothing was run$"), ("b.pth", "not a readable file")):
+        with pytest.raises(CheckpointError, match=words) as error:
+            load_state(tmp_path / name)
+        assert "weights_only" not in str(error.value)
+
+
+def test_a_value_too_large_for_the_network_is_not_finite() -> None:
+    model = build(TINY, 0)
+    state = model.state_dict()
+    key = "sem_seg_head.coarse_sem_seg_head.predictor.bias"
+    with pytest.raises(CheckpointError, match=f"not finite: {key}$"):
+        match(state | {key: torch.full((2,), 1e300, dtype=torch.float64)}, model)
+
+
+def test_metadata_that_nests_without_end_is_refused(tmp_path: Path) -> None:
+    save_file({"a": torch.ones(1)}, tmp_path / "a.safetensors", {"curate": "[" * 200_000})
+    with pytest.raises(CheckpointError, match="not a readable safetensors file"):
+        read_metadata(tmp_path / "a.safetensors")
+
+
+def test_tensors_that_share_memory_are_saved_each(tmp_path: Path) -> None:
+    state = build(TINY, 0).state_dict()
+    names = [f"sem_seg_head.point_head.fc{i}.weight" for i in (2, 3)]
+    torch.save(state | {names[1]: state[names[0]]}, tmp_path / "a.pth")
+    model, _ = load_model(tmp_path / "a.pth")
+    save_checkpoint(tmp_path / "a.safetensors", model, model.config, {})
+    saved = load_state(tmp_path / "a.safetensors")
+    assert torch.equal(saved[names[0]], saved[names[1]])
 
 
 def test_a_state_that_does_not_fit_is_refused_with_every_key_at_fault() -> None:

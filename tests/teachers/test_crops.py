@@ -141,7 +141,7 @@ def test_backgrounds_that_are_no_pictures_are_refused_by_name(pictures: Path, tm
     with pytest.raises(TeachError, match="cannot be read: No such file"):
         read_backgrounds(str(tmp_path / "absent"))
     (tmp_path / "empty" / "folder").mkdir()
-    with pytest.raises(TeachError, match="cannot be read: Is a directory"):
+    with pytest.raises(TeachError, match=r"must hold images only: 'folder' \(no file\)"):
         read_backgrounds(str(tmp_path / "empty"))
 
 

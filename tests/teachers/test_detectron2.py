@@ -28,10 +28,9 @@ from teachers.detectron2 import (
     load_detectron2,
     merged,
     options,
-    person_classes,
     read_yaml,
 )
-from teachers.infer import infer_config
+from teachers.infer import infer_config, person_classes
 from teachers.instance import InstanceConfig
 from teachers.pointrend import PointRendBackend
 from teachers.semantic import SemanticConfig

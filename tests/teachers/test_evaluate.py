@@ -337,3 +337,12 @@ def test_a_table_that_is_absent_foreign_or_too_large_is_refused(
     monkeypatch.setattr(module, "MAX_ATTRIBUTE_BYTES", 10)
     with pytest.raises(EvaluationError, match="at most 10 bytes"):
         read_attributes(path, {"a"})
+
+
+def test_a_teacher_that_fails_names_the_images_it_was_given(folder: Path, tmp_path: Path) -> None:
+    class Failing(Reader):
+        def predict(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
+            raise TeacherError(f"image {len(images) - 1}: no probability")
+
+    with pytest.raises(TeacherError, match="of the images 's00' to 's06', image 6: no probability"):
+        evaluate(Failing(), read_labelled(folder), {}, tmp_path / "out", batch=7, report=lambda _: None)

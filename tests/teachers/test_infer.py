@@ -209,8 +209,21 @@ def test_what_is_no_pointrend_is_refused_with_names(kind: str) -> None:
 def test_weights_of_impossible_shapes_are_refused(end: str, value: Tensor) -> None:
     state = state_of(TINY)
     key = next(k for k in state if k.endswith(f"{end}.weight"))
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match=f"{re.escape(key)} must have|does not fit"):
         _fit(state | {key: value})
+
+
+def test_a_box_head_without_a_class_is_refused_by_name() -> None:
+    key = "roi_heads.box_predictor.cls_score.weight"
+    with pytest.raises(CheckpointError, match=f"{re.escape(key)} must have a row per class"):
+        infer_config(state_of(TINY) | {key: torch.zeros(1, 10)})
+
+
+@pytest.mark.parametrize("name", ["pixel_mean", "pixel_std"])
+def test_a_normalisation_of_other_than_three_values_is_refused_in_a_few_words(name: str) -> None:
+    with pytest.raises(CheckpointError, match=rf"{name} must hold three values, got shape \(5000,\)") as error:
+        infer_config(state_of(TINY) | {name: torch.zeros(5000)})
+    assert len(str(error.value)) < 200
 
 
 def _fit(state: dict[str, Tensor]) -> None:

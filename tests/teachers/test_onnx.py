@@ -108,7 +108,7 @@ def test_mean_and_deviation_belong_to_the_channels_as_the_network_sees_them(tmp_
 
 KINDS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
     "probability": lambda x: x[..., 0],
-    "logit": lambda x: 1 / (1 + np.exp(-x[..., 0])),
+    "logit": lambda x: 1 / (1 + np.exp(-2 * x[..., 0])),
     "probabilities": lambda x: 0.5 * (x[..., 0] + x[..., 2]),
     "logits": lambda x: np.exp(0.5 * x)[..., [0, 2]].sum(-1) / np.exp(0.5 * x).sum(-1),
 }
@@ -117,7 +117,8 @@ KINDS: dict[str, Callable[[NDArray[np.float64]], NDArray[np.float64]]] = {
 @pytest.mark.parametrize("kind", list(KINDS))
 @pytest.mark.parametrize("number", [TensorProto.FLOAT, TensorProto.FLOAT16])
 def test_every_kind_of_output_gives_the_probability_of_its_definition(tmp_path: Path, kind: Any, number: int) -> None:
-    path = conv(tmp_path / "m.onnx", HALVES if kind.endswith("s") else PICK[0], kind=number)
+    once: Weights = [[2.0, 0.0, 0.0]] if kind == "logit" else PICK[0]  # logits within [0, 1] would be refused
+    path = conv(tmp_path / "m.onnx", HALVES if kind.endswith("s") else once, kind=number)
     image = photo(6, 8)
     found = answer(path, image, OnnxConfig(output=kind, person=(0, 2)))
     np.testing.assert_allclose(found, KINDS[kind](image / 255), rtol=0, atol=2e-3 if number != 1 else 1e-6)
@@ -486,3 +487,17 @@ def test_a_file_with_any_byte_changed_is_refused_or_gives_probabilities(tmp_path
         except (CheckpointError, TeacherError) as error:
             outcomes.add(type(error).__name__)
     assert outcomes == {"answered", "CheckpointError", "TeacherError"}
+
+
+def test_probabilities_that_are_declared_as_logits_are_refused(tmp_path: Path) -> None:
+    graph = helper.make_graph(
+        [helper.make_node("Conv", ["image", "w"], ["raw"]), helper.make_node("Sigmoid", ["raw"], ["mask"])],
+        "g",
+        [helper.make_tensor_value_info("image", TensorProto.FLOAT, [1, 3, 6, 8])],
+        [helper.make_tensor_value_info("mask", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(kernel(PICK[0]), "w")],
+    )
+    path = saved(tmp_path / "sure.onnx", graph)
+    load_onnx(path, OnnxConfig(output="probability"))
+    with pytest.raises(TeacherError, match=r"values for noise that all lie in \[0, 1\].*'probability'"):
+        load_onnx(path, OnnxConfig(output="logit"))

@@ -220,6 +220,13 @@ def test_a_file_that_holds_neither_is_refused(tmp_path: Path) -> None:
         read(tmp_path / "weights.bin")
 
 
+def test_a_file_whose_shapes_are_impossible_is_named(tmp_path: Path) -> None:
+    state = build(SMALL, 0).state_dict() | {"pixel_mean": torch.zeros(2)}
+    torch.save(state, tmp_path / "odd.pth")
+    with pytest.raises(TeachError, match=r"odd\.pth: .*pixel_mean must hold three values"):
+        read(tmp_path / "odd.pth")
+
+
 def test_the_digest_is_that_of_the_content(r18: Path, tmp_path: Path) -> None:
     copy = tmp_path / "moved.pth"
     copy.write_bytes(r18.read_bytes())

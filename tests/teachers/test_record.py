@@ -52,9 +52,10 @@ def test_a_run_is_known_by_what_its_files_hold_and_not_by_where_they_are() -> No
 
 def test_every_choice_that_decides_bits_identifies_a_run_and_no_other() -> None:
     free = {f.name for f in fields(TeachConfig) if not f.metadata.get("identity", True)}
-    assert free == {"report_every", "checkpoint_seconds", "cache_bytes"}
+    by_content = {"init", "backgrounds"}
+    assert free == {"report_every", "checkpoint_seconds", "cache_bytes"} | by_content
     names = {name.split(".")[0] for name in plan(CONFIG).identity()}
-    assert names == {f.name for f in fields(TeachConfig)} - free | {"seed", "labelled"}
+    assert names == {f.name for f in fields(TeachConfig)} - free | {"seed", "labelled"} | by_content
     plan(CONFIG).check(plan(replace(CONFIG, cache_bytes=5, report_every=9)).identity(), Path("state.pt"))
 
 

@@ -194,6 +194,17 @@ def test_logits_have_the_size_of_the_padded_input(depth: int, norm: Any) -> None
         assert build(config, 1).eval()(torch.zeros(1, 3, 64, 96)).shape == (1, 2, 64, 96)
 
 
+@pytest.mark.parametrize("steps", [0, 1, 3])
+def test_however_often_it_is_refined_an_answer_lies_where_its_image_does(steps: int) -> None:
+    images = torch.zeros(1, 3, 64, 96)
+    images[:, :, :32, :48] = 3.0
+    twice, other = build(TINY, 1).eval(), build(replace(TINY, subdivision_steps=steps), 1).eval()
+    with torch.no_grad():
+        wanted, found = (model(images).diff(dim=1).flatten() for model in (twice, other))
+    assert found.shape == wanted.shape
+    assert torch.corrcoef(torch.stack([wanted, found]))[0, 1] > 0.9
+
+
 def test_a_frozen_state_loads_into_a_learning_network_and_says_the_same() -> None:
     frozen, learning = build(replace(TINY, norm="FrozenBN"), 3).eval(), build(TINY, 4).eval()
     learning.load_state_dict(frozen.state_dict())
@@ -242,7 +253,9 @@ def test_a_configuration_survives_json() -> None:
         ({"min_size_test": 200}, "min_size_test must be <= 128, got 200"),
         ({"subdivision_steps": 60}, r"subdivision_steps must be in 0\.\.6"),
         ({"point_num_fc": 10**9}, "point_num_fc must be <= 16"),
-        ({"pixel_mean": (1.0, float("nan"), 1.0)}, "need three values"),
+        ({"pixel_mean": (1.0, float("nan"), 1.0)}, "must be finite"),
+        ({"pixel_mean": (1.0, 1.0), "pixel_std": (1.0,) * 4}, "need three values each, got 2 and 4"),
+        ({"person_classes": (True,)}, "distinct classes below 2"),
         ({"pixel_std": (1.0, 0.0, 1.0)}, "std > 0"),
     ],
 )

@@ -200,10 +200,10 @@ def test_the_stored_temperature_is_used_unless_the_config_has_one(tmp_path: Path
         assert np.array_equal(found.probability, wanted.probability)
 
 
-@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), 1e9])
-def test_an_impossible_stored_temperature_is_refused(tmp_path: Path, temperature: float) -> None:
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan"), 1e9, [1.0], "warm", None, True])
+def test_an_impossible_stored_temperature_is_refused(tmp_path: Path, temperature: Any) -> None:
     save_checkpoint(tmp_path / "a.safetensors", build(TINY, 0), TINY, {"temperature": temperature})
-    with pytest.raises(CheckpointError, match=r"a\.safetensors: its stored temperature must be > 0"):
+    with pytest.raises(CheckpointError, match=r"a\.safetensors: its stored temperature must be a number > 0"):
         load_model(tmp_path / "a.safetensors")
 
 
@@ -257,7 +257,7 @@ def test_a_truncated_or_foreign_file_is_refused(path: Path, tmp_path: Path) -> N
 
 def test_a_zoo_file_is_a_teacher(goldens: Path) -> None:
     path = goldens / "pointrend" / "zoo_format" / "model_final_c7f38d.pkl"
-    (found,) = load_teacher(path).predict([photo(20, 30)])
+    (found,) = load_teacher(path, TeacherConfig(person_classes=(1,))).predict([photo(20, 30)])
     assert found.probability.shape == (20, 30)
 
 
@@ -275,7 +275,8 @@ def test_a_file_that_claims_a_giant_network_is_refused_without_making_it(tmp_pat
     ("values", "message"),
     [
         ({"person_score": 1.5}, r"person_score must be in \[0, 1\], got 1\.5"),
-        ({"min_size": -1}, r"min_size must be in 0\.\.8192, got -1"),
+        ({"min_size": -1}, r"min_size must be 0 or in 33\.\.8192, got -1"),
+        ({"min_size": 32}, r"min_size must be 0 or in 33\.\.8192, got 32"),
         ({"scales": ()}, "scales must be distinct factors"),
         ({"scales": (1.0, 1.0)}, "scales must be distinct factors"),
         ({"scales": (1.0, 20.0)}, "scales must be distinct factors"),
@@ -291,6 +292,31 @@ def test_an_impossible_configuration_is_refused(values: dict[str, Any], message:
 def test_a_device_that_is_none_is_refused(path: Path, device: str) -> None:
     with pytest.raises(TeacherError, match="is no device; write cpu, cuda, cuda:1 or auto"):
         load_teacher(path, TeacherConfig(device=device))
+
+
+@pytest.mark.parametrize("device", ["meta", "mps", "xpu"])
+def test_a_device_of_another_kind_is_refused(path: Path, device: str) -> None:
+    with pytest.raises(TeacherError, match=f"teacher.device must be cpu, cuda, cuda:1 or auto, got '{device}'"):
+        load_teacher(path, TeacherConfig(device=device))
+
+
+def test_a_gpu_beyond_the_last_is_refused(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(TeacherError, match=r"teacher\.device is 'cuda:2', but torch finds 2 GPUs here"):
+        load_teacher(path, TeacherConfig(device="cuda:2"))
+
+
+def test_an_input_beyond_the_largest_is_refused_by_the_name_in_the_config(path: Path) -> None:
+    with pytest.raises(ValueError, match=r"^teacher\.min_size must be <= 4096 for this checkpoint, got 5000$"):
+        load_teacher(path, TeacherConfig(min_size=5000))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (50, 50), (20, 5000)])
+def test_the_smallest_view_of_any_image_has_an_answer(path: Path, size: tuple[int, int]) -> None:
+    image = photo(*size)
+    (found,) = load_teacher(path, TeacherConfig(scales=(0.1,))).predict([image])
+    assert found.probability.shape == size
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -343,3 +369,31 @@ def test_scores_are_those_of_their_definition_and_survive_a_mirror(seed: int, he
     assert 0 <= found.boundary_uncertainty <= 1
     assert found.label_confidence == pytest.approx(mirrored.label_confidence, abs=1e-12)
     assert found.boundary_uncertainty == pytest.approx(mirrored.boundary_uncertainty, abs=1e-12)
+
+
+def test_a_foreign_model_of_unknown_classes_must_be_told_which_are_persons(tmp_path: Path) -> None:
+    model = build(replace(TINY, num_classes=5, norm="FrozenBN"), 0)
+    torch.save(model.state_dict(), tmp_path / "five.pth")
+    with pytest.raises(ValueError, match=r"knows 5 classes.*set teacher\.person_classes"):
+        load_teacher(tmp_path / "five.pth")
+    small = {"min_size": 64}
+    one, other = (
+        load_teacher(tmp_path / "five.pth", TeacherConfig(person_classes=classes, **small))  # type: ignore[arg-type]
+        for classes in ((0,), (0, 1, 2, 3, 4))
+    )
+    assert one.predict([photo(40, 50)])[0].probability.max() < 1
+    np.testing.assert_allclose(other.predict([photo(40, 50)])[0].probability, 1, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"riders": True}, "this one knows no riders"),
+        ({"backend": "onnx", "min_size": 64}, r"teacher\.min_size is not for the backend onnx"),
+        ({"backend": "onnx", "precision": "bfloat16"}, r"teacher\.precision is not for the backend onnx"),
+        ({"backend": "detectron2", "compile": True}, r"teacher\.compile is not for the backend detectron2"),
+    ],
+)
+def test_a_setting_that_would_do_nothing_is_refused(path: Path, change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_teacher(path, TeacherConfig(**change))

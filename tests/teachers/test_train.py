@@ -383,3 +383,12 @@ def test_the_rate_rises_then_falls_to_nothing() -> None:
 def test_an_impossible_configuration_is_refused(change: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=r"teach\."):
         replace(TINY, **change)
+
+
+def test_a_single_crop_of_one_pixel_in_the_last_stage_is_refused_before_it_fails() -> None:
+    small = replace(TINY.augment, crop=32)
+    assert replace(TINY, augment=small, batch=2).augment.crop == 32
+    with pytest.raises(ValueError, match=r"teach\.augment\.crop must be >= 64 where a device sees one crop"):
+        replace(TINY, augment=small, batch=1)
+    with pytest.raises(ValueError, match="one crop"):
+        replace(TINY, augment=small, batch=3, devices=2)
