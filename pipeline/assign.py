@@ -32,7 +32,8 @@ from pipeline.clusterfit import ClusterFitConfig, ClusterFitNetwork, squares, tr
 from pipeline.duplicates import DuplicateConfig, find_duplicates
 from pipeline.embed import vectors_of
 from pipeline.errors import InputError
-from pipeline.hierarchy import Tree, cluster_count, fit_kmeans, fit_tree, purity, size_entropy, unit_rows
+from pipeline.hierarchy import Hierarchy, Tree, TreeConfig, cluster_count, fit_hierarchy, purity, size_entropy
+from pipeline.kmeans import fit_kmeans, sort_out, unit_rows
 from pipeline.select import SelectConfig, cell_name, quotas, selection_key, survives, threshold, trim
 from pipeline.stage import Done, Output, Span, Task, not_identity, read_span
 
@@ -49,7 +50,8 @@ class ClusterConfig:
         sample: most frames that centroids and network are fitted on (the smallest hashes).
         fit_per_cluster: frames per pseudo-class of ClusterFit; gives K of the first k-means.
         per_cluster: frames per cluster of the final tree.
-        most: most clusters of either k-means.
+        most: most clusters of the first k-means, and of the tree.
+        tree: how the final clusters are found and grouped.
         fit: the second network.
         duplicates: what counts as a duplicate across sources.
     """
@@ -58,6 +60,7 @@ class ClusterConfig:
     fit_per_cluster: int = 12
     per_cluster: int = 16
     most: int = 4096
+    tree: TreeConfig = field(default_factory=TreeConfig)
     fit: ClusterFitConfig = field(default_factory=ClusterFitConfig)
     duplicates: DuplicateConfig = field(default_factory=DuplicateConfig)
 
@@ -199,32 +202,48 @@ def cluster(
         InputError: no frame is left to cluster.
     """
     sample = _hash_sample(embedded, deduped, config.sample, seed)
-    n = len(sample.ids)
+    keys = np.array([selection_key(seed, i) for i in sample.ids], np.uint64)
+    rows = sort_out(sample.vectors, keys)
+    n = len(rows.sound) + len(rows.duplicate)
     if n == 0:
         raise InputError("no frame is left after decoding, sampling and removal of duplicates; see the quarantine list")
+    alive = np.sort(np.concatenate([rows.sound, rows.duplicate]))
+    vectors = sample.vectors[alive]
     first_k = cluster_count(n, config.fit_per_cluster, config.most)
-    centroids = fit_kmeans(sample.vectors, first_k, seed=seed)
-    first = (sample.vectors @ centroids.T).argmax(axis=1)
-    report(f"ClusterFit: {config.fit.network} on {first_k} clusters of {n} frames")
-    pictures = squares(sample.thumbnails, config.fit.side)
-    path = train(pictures, first.astype(np.int64), config.fit, seed=seed, folder=folder)
+    centroids = fit_kmeans(vectors, first_k, seed=seed, keys=keys[alive], memory_mb=config.tree.memory_mb)
+    first = (vectors @ centroids.T).argmax(axis=1).astype(np.int64)
+    report(f"ClusterFit: {config.fit.network} on {len(centroids)} clusters of {n} frames")
+    pictures = squares([sample.thumbnails[row] for row in alive], config.fit.side)
+    path = train(pictures, first, config.fit, seed=seed, folder=folder)
     features = ClusterFitNetwork(path)(pictures)
-    tree = fit_tree(features, cells=cluster_count(n, config.per_cluster, config.most), seed=seed)
+    cells = cluster_count(n, config.per_cluster, min(config.most, config.tree.most))
+    fit = fit_hierarchy(features, cells=cells, seed=seed, config=config.tree, keys=keys[alive])
+    tree = fit.tree()
     arrays = {"cells": tree.cells, "parents": tree.parents, "groups": tree.groups}
     storage.write_bytes(str(folder / "tree.safetensors"), save(arrays))
     second = tree.assign(features)[0][:, 1].astype(np.int64)
     facts = {
-        "frames": n,
-        "first": {"clusters": first_k, "size_entropy": size_entropy(first, first_k)},
-        "second": {
-            "clusters": len(tree.cells),
-            "groups": len(tree.groups),
-            "size_entropy": size_entropy(second, len(tree.cells)),
+        "frames": len(sample.ids),
+        "first": {
+            "clusters": len(centroids),
+            "size_entropy": size_entropy(first, len(centroids)),
+            "set_aside": rows.counts(),
         },
-        "purity_of_second_in_first": purity(second, first.astype(np.int64)),
+        "second": _facts(fit, second),
+        "purity_of_second_in_first": purity(second[second >= 0], first[second >= 0]),
     }
     storage.write_bytes(str(folder / "report.json"), json.dumps(facts, indent=1, sort_keys=True).encode())
     return ["clusterfit.safetensors", "tree.safetensors", "report.json"]
+
+
+def _facts(fit: Hierarchy, cells: NDArray[np.int64]) -> dict[str, Any]:
+    return {
+        "clusters": len(fit.cells),
+        "groups": int(fit.parents.max()) + 1,
+        "grouping": fit.grouping,
+        "size_entropy": size_entropy(cells[cells >= 0], len(fit.cells)),
+        "set_aside": fit.rows.counts(),
+    }
 
 
 def load_tree(uri: str) -> Tree:
@@ -238,7 +257,7 @@ class Assign:
     """The work of the assign stage; a task is (embed part, probe part, duplicates of the embed part)."""
 
     name: ClassVar[str] = "assign"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("numpy", "opencv-python-headless", "pyarrow", "timm", "torch")
 
     network: Weights
@@ -312,11 +331,13 @@ def cell_counts(assigned: Done) -> dict[str, int]:
 def plan_selection(assigned: Done, target: int, config: SelectConfig) -> dict[str, Any]:
     """Quotas and thresholds of every cell, as the JSON that the select stage reads.
 
+    Frames whose vector is dead (path -1, -1) are counted and get no quota.
+
     Raises:
         InputError: ``target`` is above what exists.
     """
     counts = cell_counts(assigned)
-    wanted = quotas(counts, target, config)
+    wanted = quotas({cell: n for cell, n in counts.items() if json.loads(cell)[1] >= 0}, target, config)
     return {
         "counts": counts,
         "quotas": wanted,

@@ -1,27 +1,88 @@
-"""Hierarchical k-means: fine cells first, then groups of cells, so that a frame has a path (group, cell).
+"""Hierarchical clusters: fine cells, then groups of cells, so that a frame has a path (group, cell).
+
+::
+
+    vectors ─ sort_out ─ seeds ─ Lloyd ─ cells ─┬─ density valleys between neighbours, where cells are well filled
+                                                └─ Ward on the centroids, where they are not
 
 The fit is a driver step on a hash sample; assignment is a pure function that any worker can do for itself.
+K cells, G groups, N vectors, D dimensions.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Literal
 
-import faiss
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.cluster import kmeans_plusplus
+from scipy import sparse
+from scipy.cluster.hierarchy import fcluster, linkage
+from scipy.sparse.csgraph import connected_components
+from threadpoolctl import threadpool_limits
+
+from pipeline.kmeans import (
+    Sorted,
+    block_rows,
+    farthest_seeds,
+    lloyd,
+    nearest,
+    plus_plus_seeds,
+    require_sound,
+    sort_out,
+    unit_rows,
+)
+
+_ASSIGN_ROWS = 4096
+_BORDER, _MIDDLE = 1 / 3, 2 / 3
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TreeConfig:
+    """How cells are found and grouped.
+
+    Attributes:
+        method: "valley" = k-means++ cells, joined where no density valley parts them; "resampled" = hierarchical
+            k-means with resampling (Vo et al., arXiv 2405.15613).
+        most: most cells.
+        iterations: of Lloyd's algorithm, at most.
+        thin: vectors per cell below which densities say too little, and Ward's method on the centroids makes groups.
+        sparse: vectors per cell below which seeds are spread farthest first instead of by k-means++.
+        border: share of the points between two cells that must lie at their border, not before it, to join the cells.
+        evidence: points that must lie at a border to join two cells.
+        resamples: rounds of resampling of each level ("resampled" only).
+        memory_mb: most memory of a temporary array of the fit, MiB.
+    """
+
+    method: Literal["valley", "resampled"] = "valley"
+    most: int = 1000
+    iterations: int = 10
+    thin: int = 32
+    sparse: int = 8
+    border: float = 0.6
+    evidence: int = 3
+    resamples: int = 10
+    memory_mb: int = 256
+
+    def __post_init__(self) -> None:
+        if self.method not in ("valley", "resampled"):
+            raise ValueError(f"cluster.tree.method must be 'valley' or 'resampled', got {self.method!r}")
+        for name in ("most", "iterations", "thin", "sparse", "evidence", "resamples", "memory_mb"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"cluster.tree.{name} must be >= 1, got {getattr(self, name)}")
+        if not 0 < self.border < 1:
+            raise ValueError(f"cluster.tree.border must be between 0 and 1, got {self.border}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tree:
-    """Two levels of clusters.
+    """Two levels of clusters of unit vectors.
 
     Attributes:
         cells: (K, D) float32 centroids of the fine level, L2-normalised.
         parents: (K,) int32 group of each cell.
-        groups: (G, D) float32 centroids of the coarse level, L2-normalised.
+        groups: (G, D) float32 mean of the cells of each group, L2-normalised.
     """
 
     cells: NDArray[np.float32]
@@ -36,14 +97,47 @@ class Tree:
             )
 
     def assign(self, vectors: NDArray[np.float32]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        """Paths (N, 2) int32 and cosine distances (N,) float32 in [0, 2] of (N, D) L2-normalised vectors."""
-        if not len(vectors):
-            return np.zeros((0, 2), np.int32), np.zeros(0, np.float32)
-        similarity = vectors @ self.cells.T
-        cell = similarity.argmax(axis=1)
-        distance = 1 - similarity[np.arange(len(vectors)), cell]
-        paths = np.stack([self.parents[cell], cell.astype(np.int32)], axis=1)
-        return paths, np.maximum(distance, 0).astype(np.float32)
+        """Paths (N, 2) int32 and cosine distances (N,) float32 in [0, 2] of (N, D) L2-normalised vectors.
+
+        A vector that is zero or not finite belongs nowhere: path (-1, -1), distance 2.
+        """
+        cell = np.full(len(vectors), -1, np.int32)
+        distance = np.full(len(vectors), 2, np.float32)
+        alive = np.flatnonzero(np.isfinite(vectors).all(axis=1) & vectors.any(axis=1))
+        for start in range(0, len(alive), _ASSIGN_ROWS):
+            rows = alive[start : start + _ASSIGN_ROWS]
+            similarity = vectors[rows] @ self.cells.T
+            cell[rows] = similarity.argmax(axis=1)
+            distance[rows] = np.clip(1 - similarity[np.arange(len(rows)), cell[rows]], 0, 2)
+        group = np.where(cell < 0, np.int32(-1), self.parents[cell])
+        return np.stack([group, cell], axis=1).astype(np.int32), distance
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hierarchy:
+    """What a fit gives.
+
+    Attributes:
+        cells: (K, D) float32 centroids.
+        parents: (K,) int32 group of each cell, numbered by their first cells.
+        grouping: how cells became groups: "valley", "ward" or "resampled".
+        rows: which rows were fitted on, and which were set aside.
+    """
+
+    cells: NDArray[np.float32]
+    parents: NDArray[np.int32]
+    grouping: str
+    rows: Sorted
+
+    def tree(self) -> Tree:
+        """The tree of unit vectors; for cells fitted with ``spherical``."""
+        sums = np.zeros((int(self.parents.max()) + 1, self.cells.shape[1]), np.float64)
+        np.add.at(sums, self.parents, self.cells)
+        first = self.cells[np.unique(self.parents, return_index=True)[1]]
+        flat = np.linalg.norm(sums, axis=1, keepdims=True) < 1e-6  # opposite cells have no mean direction
+        return Tree(
+            cells=self.cells, parents=self.parents, groups=unit_rows(np.where(flat, first, sums).astype(np.float32))
+        )
 
 
 def cluster_count(samples: int, per_cluster: int, most: int) -> int:
@@ -51,56 +145,128 @@ def cluster_count(samples: int, per_cluster: int, most: int) -> int:
     return max(1, min(most, samples, round(samples / per_cluster)))
 
 
-def fit_kmeans(vectors: NDArray[np.float32], k: int, *, seed: int, iterations: int = 25) -> NDArray[np.float32]:
-    """Spherical k-means: k-means++ seeds on a sample, then Lloyd by faiss; empty clusters are split off large ones.
+def fit_hierarchy(
+    vectors: NDArray[np.float32],
+    *,
+    cells: int,
+    seed: int,
+    config: TreeConfig | None = None,
+    keys: NDArray[np.uint64] | None = None,
+    spherical: bool = True,
+) -> Hierarchy:
+    """Fits cells and groups; equal bits for any order of the rows.
 
     Args:
-        vectors: (N, D) float32, L2-normalised, finite.
-        k: number of centroids, <= N.
+        vectors: (N, D) float32; of length 1 where ``spherical``. Rows that are zero, not finite or repeat another are
+            set aside and named.
+        cells: K wanted, >= 1; where fewer rows are sound, each of them is a cell.
         seed: of the choice of first centroids.
-        iterations: of Lloyd's algorithm.
-
-    Returns:
-        (k, D) float32 L2-normalised centroids; distinct where the data allow.
+        config: the recipe.
+        keys: (N,) a hash per row, that orders them; None = a hash of the row itself.
+        spherical: cells are of length 1.
 
     Raises:
-        ValueError: k is not in 1..N or a vector is not finite.
+        ValueError: ``cells`` is below 1, or no row is sound.
     """
-    if not 1 <= k <= len(vectors):
-        raise ValueError(f"k must be in 1..{len(vectors)}, got {k}")
-    if not np.isfinite(vectors).all():
-        raise ValueError("k-means needs finite vectors; set aside the others first")
-    faiss.omp_set_num_threads(1)
-    rng = np.random.default_rng(seed)
-    pool = vectors if len(vectors) <= 40 * k else vectors[np.sort(rng.choice(len(vectors), 40 * k, replace=False))]
-    start, _ = kmeans_plusplus(pool.astype(np.float64), k, random_state=seed % (1 << 32))
-    model = faiss.Kmeans(
-        vectors.shape[1],
-        k,
-        niter=iterations,
-        seed=seed % (1 << 31),
-        spherical=True,
-        min_points_per_centroid=1,
-        max_points_per_centroid=1 << 30,
+    if cells < 1:
+        raise ValueError(f"cells must be >= 1, got {cells}")
+    config = config or TreeConfig()
+    rows = require_sound(sort_out(vectors, keys))
+    sound = np.ascontiguousarray(vectors[rows.sound], np.float32)
+    with threadpool_limits(1):
+        fit = _fit_resampled if config.method == "resampled" else _fit_valley
+        centroids, parents, grouping = fit(
+            sound, min(cells, len(sound)), np.random.default_rng(seed), config, spherical
+        )
+    _, index, inverse = np.unique(parents, return_index=True, return_inverse=True)
+    number = np.argsort(np.argsort(index))
+    return Hierarchy(cells=centroids, parents=number[inverse].astype(np.int32), grouping=grouping, rows=rows)
+
+
+def ward_groups(centroids: NDArray[np.float32], count: int) -> NDArray[np.int64]:
+    """(K,) group of each centroid by Ward's method, every centroid of weight one; at most ``count`` groups."""
+    if len(centroids) < 2:
+        return np.zeros(len(centroids), np.int64)
+    return np.asarray(fcluster(linkage(centroids.astype(np.float64), "ward"), count, "maxclust"), np.int64) - 1
+
+
+def valley_groups(
+    vectors: NDArray[np.float32], centroids: NDArray[np.float32], config: TreeConfig
+) -> NDArray[np.int64]:
+    """(K,) group of each centroid: two are joined unless the density between them has a valley.
+
+    A point's place between its two nearest centroids a, b is s = (d_b² - d_a²) / |a - b|²: 0 at the border, 1 at a. If
+    the two parts belong together, the border (s < 1/3) holds more of the points than the middle (s < 2/3). A centroid
+    is drawn towards its own few points, so d_a is taken to the mean of the others: times n / (n - 1). Alone in its
+    cell, a point is at the border.
+    """
+    k = len(centroids)
+    if k < 2:
+        return np.zeros(k, np.int64)
+    distances, numbers = nearest(vectors, centroids, 2)
+    own, other = numbers.T
+    size = np.bincount(own, minlength=k).astype(np.float64)[own]
+    left_out = np.where(size > 1, (size / np.maximum(size - 1, 1)) ** 2, np.inf)
+    apart = ((centroids[own] - centroids[other]) ** 2).sum(axis=1, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        place = (distances[:, 1] - distances[:, 0] * left_out) / np.maximum(apart, 1e-12)
+    place = np.where(size > 1, place, 0.0)
+    pairs, pair = np.unique(np.minimum(own, other) * k + np.maximum(own, other), return_inverse=True)
+    border = np.bincount(pair, place < _BORDER, len(pairs))
+    middle = np.bincount(pair, (place >= _BORDER) & (place < _MIDDLE), len(pairs))
+    joined = pairs[(border >= config.evidence) & (border >= config.border * (border + middle))]
+    graph = sparse.csr_matrix((np.ones(len(joined)), (joined // k, joined % k)), shape=(k, k))
+    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
+
+
+def _fit_valley(
+    vectors: NDArray[np.float32], k: int, rng: np.random.Generator, config: TreeConfig, spherical: bool
+) -> tuple[NDArray[np.float32], NDArray[np.int64], str]:
+    rows = block_rows(vectors.shape[1], config.memory_mb)
+    each = len(vectors) / k
+    start = (
+        farthest_seeds(vectors, k, rows=rows)
+        if each < config.sparse
+        else plus_plus_seeds(vectors, k, rng=rng, rows=rows)
     )
-    model.train(np.ascontiguousarray(vectors), init_centroids=unit_rows(start.astype(np.float32)))
-    return unit_rows(np.asarray(model.centroids, np.float32))
+    cells = lloyd(vectors, vectors[start], iterations=config.iterations, spherical=spherical, rows=rows)
+    if each >= config.thin:
+        groups = valley_groups(vectors, cells, config)
+        if 2 * (groups.max() + 1) >= math.sqrt(k):  # else it is one mass with a few fragments: no valley parts it
+            return cells, groups, "valley"
+    return cells, ward_groups(cells, round(math.sqrt(2 * k))), "ward"
 
 
-def fit_tree(vectors: NDArray[np.float32], *, cells: int, seed: int, iterations: int = 25) -> Tree:
-    """Fits the fine level on vectors and the coarse level, about the square root of it, on its centroids."""
-    fine = fit_kmeans(vectors, cells, seed=seed, iterations=iterations)
-    groups = max(1, round(math.sqrt(cells)))
-    coarse = fit_kmeans(fine, groups, seed=seed + 1, iterations=iterations)
-    parents = (fine @ coarse.T).argmax(axis=1)
-    used, parents = np.unique(parents, return_inverse=True)
-    return Tree(cells=fine, parents=parents.astype(np.int32), groups=coarse[used])
+def _fit_resampled(
+    vectors: NDArray[np.float32], k: int, rng: np.random.Generator, config: TreeConfig, spherical: bool
+) -> tuple[NDArray[np.float32], NDArray[np.int64], str]:
+    """Cells, and a quarter as many groups of their centroids, each re-fitted on points near the centroids."""
+    cells = _resample(vectors, k, max(1, len(vectors) // (2 * k)), rng, config, spherical)
+    groups = _resample(cells, max(1, k // 4), 2, rng, config, spherical)
+    return cells, nearest(cells, groups)[1][:, 0], "resampled"
 
 
-def unit_rows(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Rows scaled to length 1 (zero rows stay zero)."""
-    norms = np.linalg.norm(matrix, axis=1, keepdims=True)
-    return np.asarray(matrix / np.maximum(norms, 1e-8), np.float32)
+def _resample(
+    vectors: NDArray[np.float32], k: int, each: int, rng: np.random.Generator, config: TreeConfig, spherical: bool
+) -> NDArray[np.float32]:
+    """K centroids: k-means, then again and again on the ``each`` points of every cluster nearest to its centroid."""
+    rows = block_rows(vectors.shape[1], config.memory_mb)
+
+    def fit(part: NDArray[np.float32]) -> NDArray[np.float32]:
+        start = part[plus_plus_seeds(part, k, rng=rng, rows=rows)]
+        return lloyd(part, start, iterations=config.iterations, spherical=spherical, rows=rows)
+
+    centroids = fit(vectors)
+    for _ in range(config.resamples):
+        distances, own = nearest(vectors, centroids)
+        order = np.lexsort((distances[:, 0], own[:, 0]))
+        sizes = np.bincount(own[:, 0], minlength=k)
+        rank = np.arange(len(vectors)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+        part = vectors[np.sort(order[rank < each])]
+        if len(part) <= k:  # nothing to choose from
+            break
+        centroids = fit(part)
+    return centroids
 
 
 def purity(clusters: NDArray[np.int64], labels: NDArray[np.int64]) -> float:

@@ -32,7 +32,7 @@ from manifests.mask import decode_mask, decode_soft, encode_mask, encode_soft
 from pipeline import storage
 from pipeline.embed import decode_jpeg, encode_jpeg, shrink
 from pipeline.errors import InputError, StageError
-from pipeline.hierarchy import unit_rows
+from pipeline.kmeans import unit_rows
 from pipeline.publish import MAX_PIXELS
 from pipeline.stage import Output, Task, iter_tables, not_identity, read_manifest, read_span
 from students.agreement import Corruption, Decision, Features, Gate, Rules, corruption, decide, features, gate

@@ -1,4 +1,4 @@
-"""Laws of the cluster tree: unit centroids, the nearest one wins, equal seeds give equal bits."""
+"""Laws of the cluster tree: any order of the rows gives equal bits, the nearest cell wins, valleys part groups."""
 
 from collections import Counter
 
@@ -8,7 +8,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pipeline.hierarchy import Tree, cluster_count, fit_kmeans, fit_tree, purity, size_entropy, unit_rows
+from pipeline.hierarchy import (
+    Hierarchy,
+    Tree,
+    TreeConfig,
+    cluster_count,
+    fit_hierarchy,
+    purity,
+    size_entropy,
+    valley_groups,
+    ward_groups,
+)
+from pipeline.kmeans import unit_rows
 
 Vectors = NDArray[np.float32]
 
@@ -24,58 +35,153 @@ def blobs(
     return unit_rows((middle[labels] + noise).astype(np.float32)), labels
 
 
+def bits(fit: Hierarchy) -> tuple[bytes, bytes, str]:
+    return fit.cells.tobytes(), fit.parents.tobytes(), fit.grouping
+
+
+METHODS = st.sampled_from(["valley", "resampled"])
+
+
 @settings(max_examples=40)
-@given(st.integers(0, 1 << 32), st.integers(1, 40), st.data())
-def test_centroids_are_unit_and_as_many_as_asked(seed: int, count: int, data: st.DataObject) -> None:
-    vectors, _ = blobs(seed, count, 1)
-    k = data.draw(st.integers(1, count))
-    centroids = fit_kmeans(vectors, k, seed=seed)
-    assert centroids.shape == (k, 8)
-    assert centroids.dtype == np.float32
-    np.testing.assert_allclose(np.linalg.norm(centroids, axis=1), 1, atol=1e-5)
+@given(st.integers(0, 1 << 32), st.integers(1, 60), METHODS, st.booleans(), st.booleans(), st.data())
+def test_any_order_of_the_rows_gives_equal_bits(
+    seed: int, count: int, method: str, spherical: bool, keyed: bool, data: st.DataObject
+) -> None:
+    vectors, _ = blobs(seed, count, 3, spread=0.3)
+    cells = data.draw(st.integers(1, 2 * count))
+    order = np.random.default_rng(seed + 1).permutation(len(vectors))
+    keys = np.random.default_rng(seed).integers(0, 1 << 62, len(vectors), np.uint64) if keyed else None
+    config = TreeConfig(method=method, thin=1 + seed % 6, resamples=3)  # type: ignore[arg-type]
+    one = fit_hierarchy(vectors, cells=cells, seed=seed, config=config, keys=keys, spherical=spherical)
+    shuffled = None if keys is None else keys[order]
+    other = fit_hierarchy(vectors[order], cells=cells, seed=seed, config=config, keys=shuffled, spherical=spherical)
+    assert bits(one) == bits(other)
+    assert (order[other.rows.sound] == one.rows.sound).all()
 
 
-def test_equal_seeds_give_equal_bits() -> None:
+def test_another_seed_gives_other_cells() -> None:
     vectors, _ = blobs(1, 12, 50)
-    one, other = fit_tree(vectors, cells=30, seed=7), fit_tree(vectors.copy(), cells=30, seed=7)
-    for name in ("cells", "parents", "groups"):
-        assert getattr(one, name).tobytes() == getattr(other, name).tobytes()
-    assert fit_tree(vectors, cells=30, seed=8).cells.tobytes() != one.cells.tobytes()
+    assert bits(fit_hierarchy(vectors, cells=30, seed=7)) != bits(fit_hierarchy(vectors, cells=30, seed=8))
 
 
-def test_as_many_clusters_as_vectors_gives_each_its_own() -> None:
+@settings(max_examples=40)
+@given(st.integers(0, 1 << 32), st.integers(1, 40), METHODS, st.data())
+def test_what_is_set_aside_touches_no_centroid(seed: int, count: int, method: str, data: st.DataObject) -> None:
+    vectors, _ = blobs(seed, count, 2, spread=0.3)
+    bad = np.zeros((3, 8), np.float32)
+    bad[1, 3], bad[2, 0] = np.nan, -np.inf
+    again = data.draw(st.lists(st.integers(0, 2 * count - 1), max_size=5))
+    more = np.concatenate([vectors, bad, vectors[again]])
+    config = TreeConfig(method=method, resamples=2)  # type: ignore[arg-type]
+    cells = data.draw(st.integers(1, 3 * count))
+    clean = fit_hierarchy(vectors, cells=cells, seed=seed, config=config)
+    dirty = fit_hierarchy(more, cells=cells, seed=seed, config=config)
+    assert bits(clean) == bits(dirty)
+    assert dirty.rows.counts() == {"not_finite": 2, "dead": 1, "duplicate": len(again)}
+
+
+@pytest.mark.parametrize("method", ["valley", "resampled"])
+def test_more_cells_than_vectors_gives_each_its_own(method: str) -> None:
     vectors, _ = blobs(2, 17, 1, spread=0)
-    centroids = fit_kmeans(vectors, 17, seed=0)
-    assert sorted((vectors @ centroids.T).argmax(axis=1)) == list(range(17))
+    config = TreeConfig(method=method)  # type: ignore[arg-type]
+    fit = fit_hierarchy(vectors, cells=1000, seed=0, config=config)
+    assert sorted(fit.tree().assign(vectors)[0][:, 1]) == list(range(17))
 
 
-@pytest.mark.parametrize("k", [1, 2, 3, 20])
-def test_repeated_vectors_are_clustered_without_complaint(k: int) -> None:
-    vectors = np.repeat(np.eye(4, dtype=np.float32)[:2], 10, axis=0)
-    centroids = fit_kmeans(vectors, k, seed=3)
-    assert np.isfinite(centroids).all()
-    if k >= 2:
-        assert (vectors @ centroids.T).max(axis=1) == pytest.approx(np.ones(20), abs=1e-6)
+@pytest.mark.parametrize("method", ["valley", "resampled"])
+def test_equal_vectors_are_one_cell_in_one_group(method: str) -> None:
+    vectors = np.repeat(np.eye(4, dtype=np.float32)[:1], 50, axis=0)
+    config = TreeConfig(method=method)  # type: ignore[arg-type]
+    fit = fit_hierarchy(vectors, cells=9, seed=0, config=config)
+    assert fit.cells.tolist() == [[1, 0, 0, 0]]
+    assert fit.parents.tolist() == [0]
+    assert fit.rows.counts()["duplicate"] == 49
 
 
-def test_separate_blobs_become_separate_clusters() -> None:
-    vectors, labels = blobs(3, 10, 60)
-    clusters = (vectors @ fit_kmeans(vectors, 10, seed=0).T).argmax(axis=1)
-    assert purity(clusters, labels) > 0.9
+@pytest.mark.parametrize("value", [0, np.nan])
+def test_nothing_to_fit_on_is_refused(value: float) -> None:
+    with pytest.raises(ValueError, match="there is no vector to cluster"):
+        fit_hierarchy(np.full((5, 3), value, np.float32), cells=2, seed=0)
+    with pytest.raises(ValueError, match="there is no vector to cluster"):
+        fit_hierarchy(np.zeros((0, 3), np.float32), cells=2, seed=0)
 
 
-@pytest.mark.parametrize("k", [0, -1, 6])
-def test_an_impossible_number_of_clusters_is_refused(k: int) -> None:
-    with pytest.raises(ValueError, match=rf"k must be in 1..5, got {k}"):
-        fit_kmeans(np.eye(5, dtype=np.float32), k, seed=0)
+def test_no_cells_are_refused() -> None:
+    with pytest.raises(ValueError, match="cells must be >= 1, got 0"):
+        fit_hierarchy(np.eye(3, dtype=np.float32), cells=0, seed=0)
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_vectors_that_are_not_finite_are_refused(value: float) -> None:
-    vectors = np.eye(5, dtype=np.float32)
-    vectors[2, 2] = value
-    with pytest.raises(ValueError, match="finite"):
-        fit_kmeans(vectors, 2, seed=0)
+# Groups ---------------------------------------------------------------------------------------------------------------
+
+
+def long_tail(seed: int) -> tuple[Vectors, NDArray[np.int64]]:
+    """Ten blobs of 4,000 to 100 points, far from each other."""
+    rng = np.random.default_rng(seed)
+    sizes = np.array([4000, 2000, 1000, 700, 500, 400, 300, 200, 150, 100])
+    labels = rng.permutation(np.repeat(np.arange(10), sizes))
+    middle = rng.normal(size=(10, 8)) * 3
+    return (middle[labels] + rng.normal(size=(len(labels), 8)) * 0.4).astype(np.float32), labels
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_valleys_part_blobs_and_join_the_many_pieces_of_a_large_one(seed: int) -> None:
+    vectors, labels = long_tail(seed)
+    fit = fit_hierarchy(vectors, cells=100, seed=seed, spherical=False)
+    assert fit.grouping == "valley"
+    groups = fit.parents[((vectors[:, None] - fit.cells) ** 2).sum(axis=2).argmin(axis=1)].astype(np.int64)
+    assert purity(groups, labels) > 0.99
+    for label in range(3):  # 4,000, 2,000 and 1,000 points
+        assert np.bincount(groups[labels == label]).max() > 0.9 * (labels == label).sum()
+    assert len(set(groups.tolist())) < 30
+
+
+def test_one_giant_mass_without_a_valley_is_cut_by_ward() -> None:
+    vectors = np.random.default_rng(0).normal(size=(6000, 4)).astype(np.float32)
+    fit = fit_hierarchy(vectors, cells=100, seed=0, spherical=False)
+    assert fit.grouping == "ward"
+    assert len(set(fit.parents.tolist())) == round(200**0.5)
+
+
+def test_thin_cells_are_grouped_by_ward() -> None:
+    vectors, _ = long_tail(0)
+    assert fit_hierarchy(vectors[:2000], cells=100, seed=0, spherical=False).grouping == "ward"
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 1 << 32), st.integers(1, 40), st.integers(1, 60))
+def test_ward_makes_no_more_groups_than_asked(seed: int, count: int, most: int) -> None:
+    groups = ward_groups(blobs(seed, count, 1)[0], most)
+    assert groups.shape == (count,)
+    assert len(set(groups.tolist())) == min(count, most)
+
+
+def test_one_centroid_is_one_group() -> None:
+    one = np.ones((1, 3), np.float32)
+    assert valley_groups(one, one, TreeConfig()).tolist() == [0]
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 1 << 32), st.integers(1, 40), METHODS, st.data())
+def test_groups_are_numbered_by_their_first_cells_and_are_the_mean_of_theirs(
+    seed: int, count: int, method: str, data: st.DataObject
+) -> None:
+    vectors, _ = blobs(seed, count, 2, spread=0.3)
+    config = TreeConfig(method=method, resamples=2)  # type: ignore[arg-type]
+    fit = fit_hierarchy(vectors, cells=data.draw(st.integers(1, 2 * count)), seed=seed, config=config)
+    tree = fit.tree()
+    firsts = [tree.parents.tolist().index(group) for group in range(len(tree.groups))]
+    assert firsts == sorted(firsts)
+    for group, centroid in enumerate(tree.groups):
+        mean = tree.cells[tree.parents == group].sum(axis=0, dtype=np.float64)
+        if np.linalg.norm(mean) > 1e-3:
+            np.testing.assert_allclose(centroid, mean / np.linalg.norm(mean), atol=1e-4)
+
+
+def test_opposite_cells_have_a_group_all_the_same() -> None:
+    cells = np.array([[1, 0], [-1, 0]], np.float32)
+    rows = fit_hierarchy(cells, cells=2, seed=0).rows
+    tree = Hierarchy(cells=cells, parents=np.zeros(2, np.int32), grouping="ward", rows=rows).tree()
+    assert tree.groups.tolist() == [[1, 0]]
 
 
 # The tree -------------------------------------------------------------------------------------------------------------
@@ -85,20 +191,25 @@ def test_vectors_that_are_not_finite_are_refused(value: float) -> None:
 @given(st.integers(0, 1 << 32), st.integers(1, 60), st.data())
 def test_assignment_is_the_nearest_cell_and_its_group(seed: int, count: int, data: st.DataObject) -> None:
     vectors, _ = blobs(seed, count, 2, spread=0.3)
-    tree = fit_tree(vectors, cells=data.draw(st.integers(1, count)), seed=seed)
+    tree = fit_hierarchy(vectors, cells=data.draw(st.integers(1, count)), seed=seed).tree()
     paths, distances = tree.assign(vectors)
     assert paths.shape == (2 * count, 2)
     assert paths.dtype == np.int32
     assert distances.dtype == np.float32
     assert ((distances >= 0) & (distances <= 2)).all()
-    assert set(range(len(tree.groups))) == set(tree.parents.tolist())
     for vector, (group, cell), distance in zip(vectors, paths, distances, strict=True):
         similarities = [float(vector @ centroid) for centroid in tree.cells]
         assert similarities[cell] >= max(similarities) - 1e-6
         assert distance == pytest.approx(max(0, 1 - max(similarities)), abs=1e-6)
         assert group == tree.parents[cell]
-        nearest = tree.groups @ tree.cells[cell]
-        assert nearest[group] >= nearest.max() - 1e-6
+
+
+def test_dead_vectors_belong_nowhere() -> None:
+    cells = np.eye(3, dtype=np.float32)
+    tree = Tree(cells=cells, parents=np.zeros(3, np.int32), groups=cells[:1])
+    paths, distances = tree.assign(np.array([[0, 0, 0], [0, 1, 0], [np.nan, 0, 1], [0, np.inf, 0]], np.float32))
+    assert paths.tolist() == [[-1, -1], [0, 1], [-1, -1], [-1, -1]]
+    assert distances.tolist() == [2, 0, 2, 2]
 
 
 def test_nothing_to_assign_gives_nothing() -> None:
@@ -157,6 +268,14 @@ def test_entropy_is_one_for_equal_sizes_and_zero_for_all_in_one() -> None:
     assert size_entropy(np.zeros(9, np.int64), 1) == 1
 
 
-def test_unit_rows_leave_zero_rows_zero() -> None:
-    rows = unit_rows(np.array([[3, 4], [0, 0]], np.float32))
-    assert rows.tolist() == [pytest.approx([0.6, 0.8]), [0, 0]]
+@pytest.mark.parametrize("name", ["most", "iterations", "thin", "sparse", "evidence", "resamples", "memory_mb"])
+def test_impossible_settings_are_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=rf"cluster\.tree\.{name} must be >= 1, got 0"):
+        TreeConfig(**{name: 0})  # type: ignore[arg-type]
+
+
+def test_an_unknown_method_and_an_impossible_border_are_refused() -> None:
+    with pytest.raises(ValueError, match="must be 'valley' or 'resampled', got 'flat'"):
+        TreeConfig(method="flat")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"cluster\.tree\.border must be between 0 and 1, got 1"):
+        TreeConfig(border=1)
