@@ -38,6 +38,7 @@ from pipeline.duplicates import DuplicateConfig
 from pipeline.embed import Embed, EmbedConfig, vectors_of
 from pipeline.errors import InputError
 from pipeline.frames import ScanConfig
+from pipeline.hierarchy import TreeConfig
 from pipeline.probe import Probe
 from pipeline.select import SelectConfig, cell_name, selection_key
 from pipeline.sources import list_sources
@@ -232,6 +233,9 @@ def test_the_report_tells_how_the_clusters_are(whole: Chain) -> None:
     facts = json.loads((whole.clustered / "report.json").read_text())
     assert facts["frames"] == whole.assigned.rows
     assert facts["second"]["clusters"] == round(facts["frames"] / 6)
+    assert facts["second"]["grouping"] == "ward"
+    for level in ("first", "second"):
+        assert facts[level]["set_aside"] == {"dead": 0, "duplicate": 0, "not_finite": 0}
     for figure in (facts["first"]["size_entropy"], facts["second"]["size_entropy"], facts["purity_of_second_in_first"]):
         assert 0 <= figure <= 1
 
@@ -240,6 +244,16 @@ def test_the_fit_may_see_a_sample_only(whole: Chain, tmp_path: Path) -> None:
     config = dataclasses.replace(SMALL, sample=8)
     cluster(whole.embedded, whole.deduped, config, seed=SEED, folder=tmp_path, report=lambda _: None)
     assert json.loads((tmp_path / "report.json").read_text())["frames"] == 8
+
+
+def test_the_resampled_tree_is_the_same_for_any_cut(whole: Chain, cut: Chain, tmp_path: Path) -> None:
+    config = dataclasses.replace(SMALL, tree=TreeConfig(method="resampled", resamples=2))
+    for name, stages in (("whole", whole), ("cut", cut)):
+        (tmp_path / name).mkdir()
+        cluster(stages.embedded, stages.deduped, config, seed=SEED, folder=tmp_path / name, report=lambda _: None)
+    assert json.loads((tmp_path / "whole" / "report.json").read_text())["second"]["grouping"] == "resampled"
+    for name in ("tree.safetensors", "report.json"):
+        assert (tmp_path / "whole" / name).read_bytes() == (tmp_path / "cut" / name).read_bytes()
 
 
 def test_no_frame_is_nothing_to_cluster(whole: Chain, tmp_path: Path) -> None:
@@ -274,6 +288,18 @@ def test_the_frames_of_a_source_stand_together_in_their_order(whole: Chain, tmp_
     starts = [uri for i, uri in enumerate(uris) if i == 0 or uris[i - 1] != uri]
     assert len(starts) == len(set(starts))
     assert all(frames[i] > frames[i - 1] for i in range(1, len(uris)) if uris[i] == uris[i - 1])
+
+
+def test_frames_that_belong_nowhere_are_counted_and_get_no_quota(whole: Chain) -> None:
+    nowhere = cell_name((-1, -1), ("dim", None))
+    counts = {f"cell:{cell}": n for cell, n in {**cell_counts(whole.assigned), nowhere: 4}.items()}
+    assigned = dataclasses.replace(whole.assigned, counts=counts)
+    plan = plan_selection(assigned, whole.assigned.rows, SelectConfig())
+    assert plan["counts"][nowhere] == 4
+    assert nowhere not in plan["thresholds"]
+    assert sum(plan["quotas"].values()) == whole.assigned.rows
+    with pytest.raises(InputError, match="is above what exists"):
+        plan_selection(assigned, whole.assigned.rows + 1, SelectConfig())
 
 
 def test_a_target_above_what_exists_is_refused(whole: Chain) -> None:
