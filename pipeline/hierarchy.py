@@ -52,7 +52,7 @@ class TreeConfig:
         border: share of the points between two cells that must lie at their border, not before it, to join the cells.
         evidence: points that must lie at a border to join two cells.
         resamples: rounds of resampling of each level ("resampled" only).
-        memory_mb: most memory of a temporary array of the fit, MiB.
+        memory_mb: most memory of a temporary array of the fit, MiB; the sample itself is held twice.
     """
 
     method: Literal["valley", "resampled"] = "valley"
@@ -207,11 +207,11 @@ def valley_groups(
     own, other = numbers.T
     size = np.bincount(own, minlength=k).astype(np.float64)[own]
     left_out = np.where(size > 1, (size / np.maximum(size - 1, 1)) ** 2, np.inf)
-    apart = ((centroids[own] - centroids[other]) ** 2).sum(axis=1, dtype=np.float64)
-    with np.errstate(invalid="ignore"):
-        place = (distances[:, 1] - distances[:, 0] * left_out) / np.maximum(apart, 1e-12)
-    place = np.where(size > 1, place, 0.0)
     pairs, pair = np.unique(np.minimum(own, other) * k + np.maximum(own, other), return_inverse=True)
+    apart = ((centroids[pairs // k] - centroids[pairs % k]) ** 2).sum(axis=1, dtype=np.float64)
+    with np.errstate(invalid="ignore"):
+        place = (distances[:, 1] - distances[:, 0] * left_out) / np.maximum(apart, 1e-12)[pair]
+    place = np.where(size > 1, place, 0.0)
     border = np.bincount(pair, place < _BORDER, len(pairs))
     middle = np.bincount(pair, (place >= _BORDER) & (place < _MIDDLE), len(pairs))
     joined = pairs[(border >= config.evidence) & (border >= config.border * (border + middle))]

@@ -56,11 +56,9 @@ def sort_out(vectors: NDArray[np.float32], keys: NDArray[np.uint64] | None = Non
     finite = np.isfinite(vectors).all(axis=1)
     dead = finite & ~vectors.any(axis=1)
     alive = np.flatnonzero(finite & ~dead)
-    rows = np.ascontiguousarray(vectors[alive] + np.float32(0))  # -0 becomes 0
-    content = rows.view(np.dtype((np.void, rows.itemsize * rows.shape[1]))).ravel() if alive.size else np.zeros(0, "V1")
-    order_of = row_keys(rows) if keys is None else keys[alive]
-    ranks = np.unique(content, return_inverse=True)[1] if alive.size else np.zeros(0, np.int64)
-    order = np.lexsort((ranks, order_of))
+    digests = _digests(vectors, alive)
+    ranks = np.unique(digests.view("V16").ravel(), return_inverse=True)[1]
+    order = np.lexsort((ranks, digests[:, 0] if keys is None else keys[alive]))
     first = np.sort(np.unique(ranks[order], return_index=True)[1])
     sound = alive[order[first]]
     return Sorted(
@@ -72,10 +70,14 @@ def sort_out(vectors: NDArray[np.float32], keys: NDArray[np.uint64] | None = Non
 
 
 def row_keys(vectors: NDArray[np.float32]) -> NDArray[np.uint64]:
-    """(N,) 64-bit hashes of the bytes of the rows."""
-    return np.array(
-        [int.from_bytes(hashlib.blake2b(row.tobytes(), digest_size=8).digest(), "big") for row in vectors], np.uint64
-    )
+    """(N,) 64-bit hashes of the rows; equal rows have equal hashes."""
+    return _digests(vectors, np.arange(len(vectors)))[:, 0]
+
+
+def _digests(vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> NDArray[np.uint64]:
+    """(len(rows), 2) 128-bit hashes of the given rows, by which two are told to be equal; -0 counts as 0."""
+    joined = b"".join(hashlib.blake2b((vectors[row] + 0.0).tobytes(), digest_size=16).digest() for row in rows)
+    return np.frombuffer(joined, "<u8").reshape(-1, 2)
 
 
 def unit_rows(matrix: NDArray[np.float32]) -> NDArray[np.float32]:
