@@ -226,8 +226,8 @@ def _rows_table(rows: Sequence[Any], kind: type) -> pa.Table:
     fields: list[pa.Field] = []
     for name, hint in typing.get_type_hints(kind).items():
         options = [part for part in _parts(hint) if part is not types.NoneType]
-        ends = (f"{name}_low", f"{name}_high") if name.endswith("interval") else (name,)
-        fields += [pa.field(end, _KINDS.get(options[0], pa.string())) for end in ends]
+        columns = (f"{name}_low", f"{name}_high") if name.endswith("interval") else (name,)
+        fields += [pa.field(end, _KINDS.get(options[0], pa.string())) for end in columns]
     return pa.Table.from_pylist(to_rows(rows), schema=pa.schema(fields))
 
 

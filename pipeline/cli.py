@@ -124,7 +124,7 @@ def _evaluate(values: argparse.Namespace, console: Console) -> int:
             trained=values.trained_on,
             console=console,
         )
-    _print_overall(done)
+    _print_overall(done, 100 * config.evaluate.confidence)
     return 0
 
 
@@ -137,11 +137,13 @@ def _check_evaluate(values: argparse.Namespace) -> None:
     surplus = [flag for flag, value in own.items() if value is not None]
     if values.compare is not None and (surplus or values.no_flow):
         raise UsageError(f"--compare reads finished evaluations; remove {', '.join(surplus or ['--no-flow'])}")
+    if not storage.is_local(values.output):
+        raise UsageError(f"--output {values.output} must be a folder of this machine; copy it from there")
 
 
-def _print_overall(done: Evaluated) -> None:
+def _print_overall(done: Evaluated, confidence: float) -> None:
     table = Table(title="all videos" if done.record.get("model") else "first less second", title_justify="left")
-    for name in ("metric", "videos", "mean", "95 % interval"):
+    for name in ("metric", "videos", "mean", f"{confidence:.4g} % interval"):
         table.add_column(name, justify="left" if name == "metric" else "right")
     for row in done.overall:
         span = "–" if row.interval is None else f"{row.interval[0]:.4f} … {row.interval[1]:.4f}"
@@ -149,7 +151,7 @@ def _print_overall(done: Evaluated) -> None:
         table.add_row(row.metric.replace("_", " "), str(row.videos), "–" if mean is None else f"{mean:.4f}", span)
     out = Console(soft_wrap=True)
     out.print(table)
-    for reason in dict.fromkeys(row.reason for row in done.overall if row.reason):
+    for reason in dict.fromkeys(row.reason for row in done.overall if row.interval is None):
         out.print(reason, highlight=False, markup=False)
     out.print(f"{done.report}", highlight=False, markup=False)
 

@@ -116,6 +116,7 @@ def test_an_unknown_class_is_refused_with_the_nearest(
         ),
         (["--compare", "a", "b", "--no-flow", "--output", "o"], "remove --no-flow"),
         (["--compare", "a", "--output", "o"], "expected 2 arguments"),
+        (["--compare", "a", "b", "--output", "gs://x/y"], "--output gs://x/y must be a folder of this machine"),
         (["--modle", "m"], "unknown argument '--modle'; did you mean '--model'?"),
     ],
 )
