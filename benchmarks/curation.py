@@ -15,11 +15,9 @@ from __future__ import annotations
 import argparse
 import functools
 import importlib.util
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -32,6 +30,7 @@ from sklearn.cluster import MiniBatchKMeans
 from sklearn.datasets import load_digits
 from threadpoolctl import threadpool_limits
 
+from benchmarks.shared import SHARED
 from pipeline.hierarchy import Hierarchy, TreeConfig, fit_hierarchy
 from pipeline.kmeans import farthest_seeds, lloyd, nearest, plus_plus_seeds, row_keys
 from pipeline.waterfill import draw, nested_water_fill, water_fill
@@ -86,7 +85,7 @@ QUOTED: dict[str, list[tuple[str, float, float | None, float | None, float | Non
 
 def shared(name: str) -> ModuleType:
     """A module of the shared benchmark folder."""
-    path = Path(os.environ.get("CURATE_SHARED", "../shared")) / "bench" / "curation" / f"{name}.py"
+    path = SHARED / "bench" / "curation" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None or not path.exists():
         raise SystemExit(f"{path} is missing; set CURATE_SHARED to the shared folder")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 import zipfile
 import zlib
@@ -27,6 +26,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from benchmarks.shared import SHARED
 from evaluation.boundary import (
     band_width,
     boundary,
@@ -265,8 +265,7 @@ def _bits(packed: NDArray[Any], shape: tuple[int, ...], name: str) -> NDArray[np
 def main() -> None:
     """Prints the table; see the module."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
-    shared = Path(os.environ.get("CURATE_SHARED", "../shared"))
-    parser.add_argument("folder", metavar="DIR", nargs="?", type=Path, default=shared / "goldens" / "evaluation")
+    parser.add_argument("folder", metavar="DIR", nargs="?", type=Path, default=SHARED / "goldens" / "evaluation")
     try:
         tallies = compare(parser.parse_args().folder)
     except (UnusableError, LookupError) as error:

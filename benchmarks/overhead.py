@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import tempfile
 import time
 from collections.abc import Sequence
@@ -20,6 +19,7 @@ from pathlib import Path
 import pyarrow as pa
 from rich.console import Console
 
+from benchmarks.shared import SHARED
 from manifests.mask import components, encode_mask, encode_soft
 from pipeline import storage
 from pipeline.attributes import computed_attributes
@@ -106,7 +106,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     values = parser.parse_args()
     one_thread()
-    data = Path(os.environ.get("CURATE_SHARED", "../shared")) / "data"
+    data = SHARED / "data"
     sources, _ = list_sources([str(data / "clips"), str(data / "unlabelled")])
     uris = sources.column("uri").to_pylist()
     teacher = load_teacher(values.teacher) if values.teacher else None

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
 import sys
 import zipfile
@@ -33,6 +32,7 @@ from numpy.typing import NDArray
 from benchmarks import parity_primitives
 from benchmarks.parity_rows import Arrays, Row, UnusableError, close, firm_pixels, pixels, same_sets
 from benchmarks.parity_stages import PointRend, inputs, instance_arrays, semantic_arrays
+from benchmarks.shared import SHARED
 from teachers import checkpoint
 from teachers.backbone import network_size, normalise, pad, parse_config, resize, restore
 from teachers.checkpoint import CheckpointError
@@ -309,7 +309,7 @@ def compare_folder(folder: Path) -> list[Row]:
 
 def main(argv: Sequence[str] | None = None, show: Callable[[str], None] = print) -> int:
     """Print the table and the verdict; the exit code."""
-    default = Path(os.environ.get("CURATE_SHARED", "../shared")) / "goldens" / "pointrend"
+    default = SHARED / "goldens" / "pointrend"
     parser = argparse.ArgumentParser(description="Our PointRend beside Detectron2's.", allow_abbrev=False)
     parser.add_argument("folder", nargs="?", type=Path, default=default, help=f"runs of the original ({default})")
     folder = parser.parse_args(argv).folder

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import argparse
 import hashlib
-import os
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.shared import SHARED
 from manifests.labelled import Labelled, load_labelled, read_labelled
 from pipeline.config import read_config
 from pipeline.process import prepare_process
@@ -33,7 +33,6 @@ from teachers.score import METRICS, ImageScore, estimate, score
 from teachers.teacher import Prediction, Teacher, summarise
 from teachers.train import teach
 
-SHARED = Path(os.environ.get("CURATE_SHARED", "../shared"))
 PRIOR_SIDE = 64
 ONNX = {
     "prisma": OnnxConfig(std=(255.0, 255.0, 255.0)),

@@ -31,7 +31,7 @@ class TeacherConfig:
         backend: "pointrend" (ours), "detectron2" (an installed Detectron2), "onnx", or "auto": by the file's suffix.
         device: Where it runs: "cpu", "cuda", "cuda:1", or "auto" (a GPU if there is one; bits then depend on it).
         precision: Arithmetic of a PointRend: "float32", "bfloat16" or "float16".
-        compile: Whether torch compiles the network first (about a minute per network size).
+        compile: Whether torch compiles the network first, which takes a while.
         person_classes: Classes that are persons; empty takes those of the model.
         riders: Whether riders of a Cityscapes model count as persons.
         person_score: Least score of a detected person, for models that detect instances.

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from teachers import points
 from teachers.semantic import SemanticPointRend
@@ -47,12 +46,10 @@ class Objective(nn.Module):
         features = self.network.features(images)
         coarse = self.network.coarse(features)
         where = self._points(coarse.detach(), seed)
-        logits = self.network.point_logits(coarse, features["p2"], where)
-        full = functional.interpolate(coarse, scale_factor=4.0, mode="bilinear", align_corners=False)
-        targets = labels.to(torch.int64)
-        losses = torch.stack([points.cross_entropy(full, targets), points.point_loss(logits, labels, where)])
+        losses = self.network.losses_at(coarse, features["p2"], labels, where)
         at_points = points.point_sample(labels.unsqueeze(1).to(torch.float32), where, mode="nearest")
-        return losses, torch.stack([(targets != points.IGNORE).sum(), (at_points != points.IGNORE).sum()])
+        counts = [(labels != points.IGNORE).sum(), (at_points != points.IGNORE).sum()]
+        return torch.stack([losses["loss_sem_seg"], losses["loss_sem_seg_point"]]), torch.stack(counts)
 
     @torch.no_grad()
     def _points(self, coarse: Tensor, seed: int) -> Tensor:

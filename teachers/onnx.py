@@ -24,6 +24,7 @@ from google.protobuf.message import DecodeError, Message  # type: ignore[import-
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
+from teachers.backbone import MAX_SIDE
 from teachers.checkpoint import MAX_BYTES, CheckpointError
 from teachers.teacher import Soft, TeacherError
 
@@ -31,7 +32,6 @@ Output = Literal["probability", "logit", "probabilities", "logits"]
 Layout = Literal["NCHW", "NHWC"]
 
 _MOST_BYTES = min(MAX_BYTES, 2**31 - 1)  # the format's own limit; larger models keep weights in other files
-_MOST_SIDE = 8192
 _STRIDE = 32
 _SLACK = 1e-3
 _STANDARD = ("", "ai.onnx", "ai.onnx.ml")
@@ -79,8 +79,8 @@ class OnnxConfig:
     def __post_init__(self) -> None:
         """Check every value that needs no model."""
         for name in ("height", "width"):
-            if not 0 <= getattr(self, name) <= _MOST_SIDE:
-                raise ValueError(f"teacher.onnx.{name} must be in 0..{_MOST_SIDE}, got {getattr(self, name)}")
+            if not 0 <= getattr(self, name) <= MAX_SIDE:
+                raise ValueError(f"teacher.onnx.{name} must be in 0..{MAX_SIDE}, got {getattr(self, name)}")
         for name in ("mean", "std"):
             value = getattr(self, name)
             if len(value) != 3 or not all(map(math.isfinite, value)) or (name == "std" and min(value) <= 0):
@@ -322,8 +322,8 @@ def _side(name: str, fixed: int | None, wanted: int) -> int:
     if fixed is not None and wanted not in (0, fixed):
         raise TeacherError(f"teacher.onnx.{name} must be 0 or {fixed}, which the model fixes, got {wanted}")
     side = fixed or wanted
-    if side > _MOST_SIDE:
-        raise TeacherError(f"the model's input has a {name} of {side}, more than the {_MOST_SIDE} allowed")
+    if side > MAX_SIDE:
+        raise TeacherError(f"the model's input has a {name} of {side}, more than the {MAX_SIDE} allowed")
     return side
 
 
@@ -459,4 +459,4 @@ def _resize(values: NDArray[Any], size: tuple[int, int]) -> NDArray[Any]:
 
 
 def _multiple(side: float, divisor: int) -> int:
-    return min(_MOST_SIDE, max(divisor, round(side / divisor) * divisor))
+    return min(MAX_SIDE, max(divisor, round(side / divisor) * divisor))

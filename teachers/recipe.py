@@ -131,7 +131,7 @@ class TeachConfig:
 
     @classmethod
     def quick(cls) -> "TeachConfig":
-        """For small drawn or plain scenes, such as 320x180 frames: about 80 CPU seconds, many small crops."""
+        """For small drawn or plain scenes, such as 320x180 frames: many small crops, few steps."""
         full = cls()
         model = replace(full.model, norm="GN", subdivision_num_points=512, min_size_test=64, max_size_test=128)
         augment = replace(full.augment, crop=64, short_side=60, scale_low=0.8, scale_high=1.3, light=0.2, damage=0.05)

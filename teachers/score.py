@@ -134,10 +134,9 @@ def score(name: str, prediction: Prediction, truth: NDArray[np.bool_], ignore: N
 def estimate(values: NDArray[np.float64]) -> Estimate:
     """The mean of scores in [0, 1] and its 95 % interval, by a bootstrap-t over images with a fixed seed.
 
-    Scores are skewed, and a bootstrap of the mean itself is too narrow then: over IoU and recall of photographs it held
-    the truth in 74 to 89 % of draws of 10 and 20 images, this one in 87 to 92 %. A side that has no end, as many
-    resamples are of one value (nearly all scores are), is that of the means. Images are taken to be independent; of
-    several from one video or of one person, the interval is too narrow.
+    Scores are skewed, and a bootstrap of the mean itself is too narrow then. A side that has no end, as many resamples
+    are of one value (nearly all scores are), is that of the means. Images are taken to be independent; of several from
+    one video or of one person, the interval is too narrow.
 
     Args:
         values: (N,) float64.

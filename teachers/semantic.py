@@ -208,11 +208,21 @@ class SemanticPointRend(nn.Module):
                 coarse, points.uncertainty, num_points,
                 oversample=oversample, importance=importance, generator=generator,
             )  # fmt: skip
-        logits = self.point_logits(coarse, features["p2"], where)
+        return self.losses_at(coarse, features["p2"], labels, where)
+
+    def losses_at(self, coarse: Tensor, fine: Tensor, labels: Tensor, where: Tensor) -> dict[str, Tensor]:
+        """The losses of `losses`, at points that are given.
+
+        Args:
+            coarse: (N, C, H / 4, W / 4) logits.
+            fine: p2, (N, F, H / 4, W / 4).
+            labels: (N, H, W) integer classes; 255 is ignored.
+            where: (N, P, 2).
+        """
         full = functional.interpolate(coarse, scale_factor=4.0, mode="bilinear", align_corners=False)
         return {
             "loss_sem_seg": points.cross_entropy(full, labels.to(torch.int64)),
-            "loss_sem_seg_point": points.point_loss(logits, labels, where),
+            "loss_sem_seg_point": points.point_loss(self.point_logits(coarse, fine, where), labels, where),
         }
 
 
