@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pipeline.assign import ClusterConfig
+from pipeline.cluster import ClusterConfig
 from pipeline.embed import EmbedConfig
 from pipeline.errors import UsageError
 from pipeline.evaluate_config import EvaluateConfig

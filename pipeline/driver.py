@@ -31,17 +31,16 @@ from pipeline.assign import (
     balanced_attributes,
     cell_counts,
     choose,
-    cluster,
-    dedupe,
     effective,
-    families,
     given_names,
     group_column,
     plan_selection,
 )
 from pipeline.attributes import COMPUTED, Given, read_given
+from pipeline.cluster import cluster
 from pipeline.clusterfit import train
 from pipeline.config import Config
+from pipeline.dedupe import dedupe, families
 from pipeline.embed import Embed, weights_digest
 from pipeline.errors import InputError, StageError, StorageError
 from pipeline.job import Job, Result
