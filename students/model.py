@@ -1,4 +1,4 @@
-"""The student: a small encoder of inverted residuals and a light decoder, one logit per pixel.
+"""The student: an encoder with nearly all of the compute and a light decoder, one logit per pixel.
 
 ```
 stride   2    4    8   16   32                               32 ─▶ 16 ─▶ 8 ─▶ 4 ─▶ 2 ─▶ logit ─▶ ×2
@@ -6,16 +6,16 @@ image ─▶ e0 ─▶ e1 ─▶ e2 ─▶ e3 ─▶ e4   decoder, at each ─�
 ```
 
 Letters: B batch, C channels, H and W the input's sides (multiples of 32). The design follows FBNetV3
-(Dai et al., CVPR 2021) without squeeze-and-excitation; every padding convolution replicates the border.
+(Dai et al., CVPR 2021); every padding convolution replicates the border, unless told otherwise.
 """
 
 import json
 import math
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -23,12 +23,17 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from students.padding import conv
+from students.encoder import Encoder, fbnet_stages, norms, out_channels, shortcuts, table_stages, unit
+from students.padding import Padding, conv, pad_with, smallest_side
+from students.yuv import Triple, fold_yuv
 
 STRIDE = 32
 CHANNEL_MULTIPLE = 4
 FORMAT = "curate-student-1"
 METADATA = "curate"
+TABLE = ("channels", "depths", "expansions", "kernels")
+IMAGENET: tuple[Triple, Triple] = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CENTRED: tuple[Triple, Triple] = ((0.5, 0.5, 0.5), (0.25, 0.25, 0.25))
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,9 +45,11 @@ class StudentConfig:
         depths: Blocks of each of the five stages.
         expansions: Inner width of the blocks of each stage, as a multiple of the block's input.
         kernels: Depthwise kernel sides of each stage, odd.
-        width: Multiple of all encoder widths (rounded to multiples of 4).
+        width: Multiple of all encoder widths (rounded to multiples of 4, or as timm does).
         decoder: Decoder widths at strides 16, 8, 4, 2.
-        in_channels: 3 for RGB, 4 with a previous mask.
+        in_channels: 3 for RGB; 4 for Y, U, V and the previous mask.
+        encoder: `table` for the four keys above, or a network of timm, which leaves them at their defaults.
+        padding: What convolutions see outside of a map; `reflect` needs larger images.
     """
 
     channels: tuple[int, int, int, int, int, int] = (8, 8, 16, 24, 64, 92)
@@ -52,6 +59,8 @@ class StudentConfig:
     width: float = 1.0
     decoder: tuple[int, int, int, int] = (32, 24, 16, 8)
     in_channels: int = 3
+    encoder: Encoder = "table"
+    padding: Padding = "replicate"
 
     def __post_init__(self) -> None:
         limits = {
@@ -67,58 +76,60 @@ class StudentConfig:
                 raise ValueError(f"student.{name} must be {length} integers in [1, {most}], got {values}")
         if not 0.1 <= self.width <= 8:
             raise ValueError(f"student.width must be in [0.1, 8], got {self.width}")
-        if not 1 <= self.in_channels <= 64:
-            raise ValueError(f"student.in_channels must be in [1, 64], got {self.in_channels}")
+        if self.in_channels not in (3, 4):
+            raise ValueError(f"student.in_channels must be 3 (RGB) or 4 (YUV and mask), got {self.in_channels}")
+        self._check_words()
+
+    def _check_words(self) -> None:
+        for name, kind in (("encoder", Encoder), ("padding", Padding)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(f"student.{name} must be one of {get_args(kind)}, got {getattr(self, name)!r}")
+        if self.encoder != "table":
+            for name in TABLE:
+                if getattr(self, name) != _DEFAULTS[name]:
+                    raise ValueError(f"student.{name} must be left out with encoder {self.encoder}, which has its own")
+
+    @property
+    def normalisation(self) -> tuple[Triple, Triple]:
+        """Mean and deviation per channel of the RGB network: ImageNet's where weights of timm may be loaded."""
+        return CENTRED if self.encoder == "table" else IMAGENET
 
     def scaled(self) -> tuple[int, ...]:
-        """Encoder widths after ``width``, multiples of 4."""
+        """Widths of a table's stem and stages after ``width``, multiples of 4."""
         step = CHANNEL_MULTIPLE
         return tuple(max(step, math.floor(c * self.width / step + 0.5) * step) for c in self.channels)
 
 
+_DEFAULTS = {field.name: field.default for field in fields(StudentConfig)}
+
+
 def config_to_json(config: StudentConfig) -> str:
-    """Canonical JSON of a student's shape, as stored with its weights."""
-    return json.dumps(asdict(config), sort_keys=True, separators=(",", ":"))
+    """Canonical JSON of a student's shape, as stored with its weights.
+
+    What says nothing is left out: ``encoder`` and ``padding`` where they are the default (files from before they
+    existed stay valid), and the table of an encoder that has its own.
+    """
+    needless = {name for name in ("encoder", "padding") if getattr(config, name) == _DEFAULTS[name]}
+    needless |= set(TABLE) if config.encoder != "table" else set()
+    values = {name: value for name, value in asdict(config).items() if name not in needless}
+    return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
 
 def config_from_json(text: str) -> StudentConfig:
     """Inverse of ``config_to_json``.
 
     Raises:
-        ValueError: If the text is no object with exactly the fields of ``StudentConfig``.
+        ValueError: If the text is no object with exactly the keys that ``config_to_json`` writes.
     """
     values = json.loads(text)
-    names = {field.name for field in fields(StudentConfig)}
-    if not isinstance(values, dict) or set(values) != names:
+    optional = {"encoder", "padding"}
+    own_table = isinstance(values, dict) and values.get("encoder", "table") != "table"
+    needed = set(_DEFAULTS) - optional - (set(TABLE) if own_table else set())
+    if not isinstance(values, dict) or not needed <= set(values) <= needed | optional:
         found = sorted(values) if isinstance(values, dict) else type(values).__name__
-        raise ValueError(f"a student's config must have the keys {sorted(names)}, got {found}")
+        raise ValueError(f"a student's config must have the keys {sorted(needed)}, got {found}")
     arguments: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     return StudentConfig(**arguments)
-
-
-def _unit(inputs: int, outputs: int, kernel: int, *, stride: int = 1, depthwise: bool = False) -> nn.Sequential:
-    groups = inputs if depthwise else 1
-    return nn.Sequential(
-        conv(inputs, outputs, kernel, stride=stride, groups=groups), nn.BatchNorm2d(outputs), nn.Hardswish()
-    )
-
-
-class InvertedResidual(nn.Module):
-    """1×1 expand, depthwise k×k, 1×1 project; a shortcut where shape allows (Sandler et al., CVPR 2018)."""
-
-    def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int, expansion: int) -> None:
-        super().__init__()
-        inner = inputs * expansion
-        layers: list[nn.Module] = [_unit(inputs, inner, 1)] if expansion > 1 else []
-        layers += [_unit(inner, inner, kernel, stride=stride, depthwise=True)]
-        layers += [nn.Sequential(conv(inner, outputs, 1), nn.BatchNorm2d(outputs))]
-        self.body = nn.Sequential(*layers)
-        self.shortcut = stride == 1 and inputs == outputs
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
-        y: Tensor = self.body(x)
-        return x + y if self.shortcut else y
 
 
 class Rise(nn.Module):
@@ -126,9 +137,9 @@ class Rise(nn.Module):
 
     def __init__(self, inputs: int, skip: int, width: int) -> None:
         super().__init__()
-        self.reduce = _unit(inputs, width, 1)
-        self.join = _unit(width + skip, width, 1)
-        self.smooth = _unit(width, width, 3, depthwise=True)
+        self.reduce = unit(inputs, width, 1)
+        self.join = unit(width + skip, width, 1)
+        self.smooth = unit(width, width, 3, depthwise=True)
 
     def forward(self, x: Tensor, skip: Tensor) -> Tensor:
         """(B, inputs, H, W) and (B, skip, 2H, 2W) to (B, width, 2H, 2W)."""
@@ -138,25 +149,39 @@ class Rise(nn.Module):
 
 
 class Student(nn.Module):
-    """Images (B, C, H, W) float in [0, 1] to logits (B, 1, H, W); H and W are multiples of 32."""
+    """Images (B, C, H, W) float to logits (B, 1, H, W); H and W are multiples of 32.
+
+    With 3 channels they are RGB in [0, 1]; with 4 what ``students.yuv.join_mask`` gives.
+    """
 
     def __init__(self, config: StudentConfig) -> None:
         super().__init__()
         self.config = config
-        widths = config.scaled()
-        self.stem = _unit(config.in_channels, widths[0], 3, stride=2)
-        self.stages = nn.ModuleList(
-            _stage(config, i, widths[i], widths[i + 1], stride=1 if i == 0 else 2) for i in range(5)
-        )
-        below = (widths[5], *config.decoder[:3])
-        self.rises = nn.ModuleList(Rise(below[i], widths[4 - i], config.decoder[i]) for i in range(4))
+        width, stages = _encoder(config)
+        self.stem = unit(config.in_channels, width, 3, stride=2)
+        self.stages = nn.ModuleList(stages)
+        skips = [out_channels(stage) for stage in stages]
+        below = (skips[4], *config.decoder[:3])
+        self.rises = nn.ModuleList(Rise(below[i], skips[3 - i], config.decoder[i]) for i in range(4))
         self.head = conv(config.decoder[3], 1, 1, bias=True)
+        pad_with(self, config.padding)
+        self.smallest = self._smallest()
+
+    def _smallest(self) -> int:
+        """The least image side, a multiple of 32."""
+        if self.config.padding != "reflect":
+            return STRIDE
+        parts: list[tuple[int, nn.Module]] = [(1, self.stem)]
+        parts += [(max(2, 2**i), stage) for i, stage in enumerate(self.stages)]
+        parts += [(2 ** (4 - i), rise.smooth) for i, rise in enumerate(self.rises)]  # type: ignore[misc]
+        return math.ceil(smallest_side(parts) / STRIDE) * STRIDE
 
     def encode(self, images: Tensor) -> list[Tensor]:
         """Encoder maps at strides 2, 4, 8, 16, 32.
 
         Raises:
-            ValueError: If the images are not (B, in_channels, H, W) with sides that are multiples of 32.
+            ValueError: If the images are not (B, in_channels, H, W) with sides that are multiples of 32, and large
+                enough to be reflected where the padding is "reflect".
         """
         if images.ndim != 4 or images.shape[1] != self.config.in_channels:
             raise ValueError(f"images must have shape (B, {self.config.in_channels}, H, W), got {tuple(images.shape)}")
@@ -164,12 +189,21 @@ class Student(nn.Module):
             raise ValueError(
                 f"image sides must be multiples of {STRIDE} above 0, got {tuple(images.shape[2:])}; pad them"
             )
-        x = self.stem((images - 0.5) * 4.0)
+        if images.shape[2] < self.smallest or images.shape[3] < self.smallest:
+            rule = f"image sides must be >= {self.smallest} to be padded by reflection"
+            raise ValueError(f"{rule}, got {tuple(images.shape[2:])}; use larger images or padding = replicate")
+        x = self.stem(self._normalised(images))
         maps = []
         for stage in self.stages:
             x = stage(x)
             maps.append(x)
         return maps
+
+    def _normalised(self, images: Tensor) -> Tensor:
+        if self.config.in_channels == 4:
+            return images  # the stem's weights hold the normalisation
+        mean, deviation = self.config.normalisation
+        return (images - _constant(mean, images)) / _constant(deviation, images)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, 1, H, W) of the images (B, C, H, W); errors as ``encode``."""
@@ -180,21 +214,19 @@ class Student(nn.Module):
         return functional.interpolate(self.head(x), scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
-def _stage(config: StudentConfig, index: int, inputs: int, outputs: int, *, stride: int) -> nn.Sequential:
-    blocks = [
-        InvertedResidual(
-            inputs if block == 0 else outputs,
-            outputs,
-            kernel=config.kernels[index],
-            stride=stride if block == 0 else 1,
-            expansion=config.expansions[index],
-        )
-        for block in range(config.depths[index])
-    ]
-    return nn.Sequential(*blocks)
+def _constant(values: Triple, like: Tensor) -> Tensor:
+    return like.new_tensor(values)[:, None, None]
 
 
-def _shape_of(config: StudentConfig) -> Student:
+def _encoder(config: StudentConfig) -> tuple[int, list[nn.Sequential]]:
+    """Width of the stem, and the five stages."""
+    if config.encoder != "table":
+        return fbnet_stages(config.encoder, config.width)
+    widths = config.scaled()
+    return widths[0], table_stages(widths, config.depths, config.expansions, config.kernels)
+
+
+def outline(config: StudentConfig) -> Student:
     """A student without memory; the meta device keeps constructors away from the global random state."""
     with torch.device("meta"):
         return Student(config)
@@ -204,9 +236,15 @@ def build_student(config: StudentConfig, seed: int) -> Student:
     """A student with fresh weights, a function of (config, seed); the global random state is not touched.
 
     Convolutions: normal with variance 2 / fan-out per group (He et al., 2015); the last normalisation of a
-    shortcut block starts at 0, so the block starts as the identity (Goyal et al., 2017).
+    shortcut block starts at 0, so the block starts as the identity (Goyal et al., 2017). With 4 channels it is the
+    RGB student of that seed, folded: it says the same of an image without a mask.
     """
-    student = _shape_of(config).to_empty(device="cpu")
+    if config.in_channels == 4:
+        rgb = build_student(replace(config, in_channels=3), seed)
+        folded = outline(config)
+        folded.load_state_dict(fold_yuv(rgb.state_dict(), config.normalisation), assign=True)
+        return folded
+    student = outline(config).to_empty(device="cpu")
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for module in student.modules():
@@ -217,9 +255,8 @@ def build_student(config: StudentConfig, seed: int) -> Student:
                     module.bias.zero_()
             elif isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
-        for module in student.modules():
-            if isinstance(module, InvertedResidual) and module.shortcut:
-                module.body[-1][1].weight.zero_()  # type: ignore[index, union-attr, operator]
+        for block in shortcuts(student):
+            norms(block)[-1].weight.zero_()
         student.head.weight.mul_(0.1)
     return student
 
@@ -271,19 +308,19 @@ def load_student(path: Path) -> Student:
             or not finite; the message names the keys.
         FileNotFoundError: If it does not exist.
     """
-    student = _shape_of(config_from_json(read_metadata(path)["student"]))
+    student = outline(config_from_json(read_metadata(path)["student"]))
     expected = student.state_dict()
     with safe_open(path, framework="pt") as handle:
         found = {key: handle.get_tensor(key) for key in handle.keys()}  # noqa: SIM118 (no mapping)
-    problems = _problems(expected, found)
+    problems = mismatches(expected, found)
     if problems:
         raise ValueError(f"{path} does not fit its own config: " + "; ".join(problems))
     student.load_state_dict(found, assign=True)
     return student.eval()
 
 
-def _problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
-    """What keeps the found tensors from being the expected ones, one line per kind with its keys."""
+def mismatches(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> list[str]:
+    """What keeps the found tensors from being the expected ones, one line per kind with its first keys."""
     shared = sorted(set(expected) & set(found))
     kinds = {
         "missing": sorted(set(expected) - set(found)),
@@ -292,4 +329,8 @@ def _problems(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> li
         "wrong dtype": [key for key in shared if expected[key].dtype != found[key].dtype],
         "non-finite": [key for key in shared if not bool(torch.isfinite(found[key]).all())],
     }
-    return [f"{kind}: {', '.join(keys)}" for kind, keys in kinds.items() if keys]
+    return [f"{kind}: {_listed(keys)}" for kind, keys in kinds.items() if keys]
+
+
+def _listed(keys: list[str], most: int = 6) -> str:
+    return ", ".join(keys[:most]) + (f" and {len(keys) - most} more" if len(keys) > most else "")

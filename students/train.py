@@ -25,7 +25,15 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from students.data import Batch, Buckets, Example, Pixels, bucket_sizes, fit_image, nearest_bucket, resize
 from students.losses import segmentation_loss
-from students.model import Student, StudentConfig, build_student, load_student, read_metadata, save_student
+from students.model import (
+    Student,
+    StudentConfig,
+    build_student,
+    config_to_json,
+    load_student,
+    read_metadata,
+    save_student,
+)
 
 Report = Callable[[str], None]
 STATE = "state.pt"
@@ -136,6 +144,7 @@ def _identity(config: StudentTrainConfig, seed: int, digest: str) -> str:
     """Hash of all that decides the result; ``save_seconds`` does not."""
     recipe = asdict(config)
     del recipe["save_seconds"]
+    recipe["student"] = json.loads(config_to_json(config.student))
     text = json.dumps({"recipe": recipe, "seed": seed, "data": digest, "version": 1}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 

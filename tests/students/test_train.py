@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from students.data import Example
 from students.losses import segmentation_loss
-from students.model import StudentConfig, build_student, save_student
+from students.model import StudentConfig, build_student, load_student, save_student
 from students.train import Ensemble, StudentTrainConfig, train_student
 
 TINY = StudentConfig(depths=(1, 1, 1, 1, 1), width=0.5)
@@ -181,8 +182,9 @@ def test_a_mirrored_image_gives_the_mirrored_prediction(learnt: Ensemble) -> Non
     assert np.allclose(one.probability, other.probability[:, ::-1], atol=1e-5)
 
 
-def test_folding_the_normalisation_keeps_the_function() -> None:
-    student = build_student(TINY, 4)
+@pytest.mark.parametrize("config", [TINY, StudentConfig(encoder="fbnetv3_b", width=0.35)])
+def test_folding_the_normalisation_keeps_the_function(config: StudentConfig) -> None:
+    student = build_student(config, 4)
     images = torch.rand(4, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     loss = segmentation_loss(
         student.train()(images),
@@ -207,6 +209,14 @@ def test_an_ensemble_of_nobody_is_refused() -> None:
         Ensemble.load([])
     with pytest.raises(ValueError, match="at least 1 student"):
         Ensemble([], 128)
+
+
+def test_a_student_with_an_encoder_of_timm_is_trained_like_any_other(tmp_path: Path) -> None:
+    config = replace(SHORT, steps=3, student=StudentConfig(encoder="fbnetv3_b", width=0.35, padding="zeros"))
+    paths = train_student(ellipses(4, 0), config, seed=1, folder=tmp_path)
+    assert load_student(paths[0]).config == config.student
+    prediction = Ensemble.load(paths).predict([ellipses(1, 0)[0].image])[0]
+    assert np.isfinite(prediction.probability).all()
 
 
 def test_checkpoints_of_different_sides_are_no_ensemble(tmp_path: Path) -> None:
