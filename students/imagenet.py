@@ -11,7 +11,7 @@ from torch import Tensor
 
 from students.encoder import PLACES
 from students.model import Student, mismatches
-from students.yuv import fold_yuv
+from students.fold import fold_yuv
 
 LEFT_OUT = ("blocks.6.", "conv_head.", "norm_head.", "classifier.")
 ENCODER = ("stem.", "stages.")
@@ -22,7 +22,7 @@ def load_imagenet(student: Student, path: Path) -> None:
 
     Weights keep their meaning: the encoder's maps are those of timm's network for a picture normalised as timm does
     (with padding "zeros"; other paddings change the border alone). The last 1×1 expansion, the head and the classifier
-    of the file are left out. A student of 4 channels gets the weights folded, see ``students.yuv``.
+    of the file are left out. A student of 4 channels gets the weights folded, see ``students.fold``.
 
     Args:
         student: With ``encoder`` a network of timm; changed in place.

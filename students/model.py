@@ -25,7 +25,7 @@ from torch.nn import functional
 
 from students.encoder import Encoder, fbnet_stages, norms, out_channels, shortcuts, table_stages, unit
 from students.padding import Padding, conv, pad_with, smallest_side
-from students.yuv import Triple, fold_yuv
+from students.fold import Triple, fold_yuv
 
 STRIDE = 32
 CHANNEL_MULTIPLE = 4
@@ -151,7 +151,7 @@ class Rise(nn.Module):
 class Student(nn.Module):
     """Images (B, C, H, W) float to logits (B, 1, H, W); H and W are multiples of 32.
 
-    With 3 channels they are RGB in [0, 1]; with 4 what ``students.yuv.join_mask`` gives.
+    With 3 channels they are RGB in [0, 1]; with 4 what ``students.fold.join_mask`` gives.
     """
 
     def __init__(self, config: StudentConfig) -> None:

@@ -14,7 +14,7 @@ from students.encoder import Encoder
 from students.imagenet import load_imagenet
 from students.model import Student, StudentConfig, build_student
 from students.presets import BASE
-from students.yuv import join_mask
+from students.prior import network_input
 from tests.students.weights import fill
 
 TINY = StudentConfig(encoder="fbnetv3_b", width=0.35, padding="zeros")
@@ -120,7 +120,7 @@ def test_a_student_of_four_channels_gets_the_weights_folded(tmp_path: Path) -> N
     load_imagenet(yuv, path)
     images = torch.rand(1, 3, 64, 96, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        wanted, found = rgb.encode(images), yuv.encode(join_mask(images, None))
+        wanted, found = rgb.encode(images), yuv.encode(network_input(images, torch.zeros_like(images[:, :1])))
     for one, other in zip(wanted, found, strict=True):
         assert float((one - other).abs().max()) <= 1e-4 * float(one.abs().max())
 

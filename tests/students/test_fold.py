@@ -6,12 +6,15 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from students.fold import fold_yuv
 from students.model import Student, StudentConfig, build_student
 from students.padding import Padding
 from students.presets import PRESETS
-from students.yuv import YUV_TO_RGB, fold_yuv, join_mask, rgb_to_yuv
+from students.prior import network_input
+
 from tests.students.weights import fill
 
+EMPTY = torch.zeros(1, 1, 96, 128)
 TINY = StudentConfig(depths=(1, 1, 1, 1, 1), width=0.5)
 
 
@@ -28,7 +31,7 @@ def _folded(rgb: Student) -> Student:
 
 def _difference(rgb: Student, images: Tensor) -> float:
     with torch.inference_mode():
-        return float((rgb(images) - _folded(rgb)(join_mask(images, None))).abs().max())
+        return float((rgb(images) - _folded(rgb)(network_input(images, EMPTY))).abs().max())
 
 
 def _awake(config: StudentConfig) -> Student:
@@ -60,7 +63,7 @@ def test_zeros_at_the_border_are_another_colour() -> None:
     rgb = _awake(replace(TINY, padding="zeros"))
     yuv, images = _folded(rgb), _images()
     with torch.inference_mode():
-        apart = (rgb.stem(rgb._normalised(images)) - yuv.stem(join_mask(images, None))).abs().amax(dim=(0, 1))
+        apart = (rgb.stem(rgb._normalised(images)) - yuv.stem(network_input(images, EMPTY))).abs().amax(dim=(0, 1))
     assert float(apart[1:, 1:].max()) < 1e-5
     assert float(apart[0].max()) > 0.1
     assert float(apart[:, 0].max()) > 0.1
@@ -71,8 +74,8 @@ def test_the_mask_has_no_say_before_training_and_can_get_one() -> None:
     images, mask = _images(), torch.ones(1, 1, 96, 128)
     with torch.inference_mode():
         student.eval()
-        assert torch.equal(student(join_mask(images, None)), student(join_mask(images, mask)))
-    student.train()(join_mask(images, mask)).square().sum().backward()
+        assert torch.equal(student(network_input(images, EMPTY)), student(network_input(images, mask)))
+    student.train()(network_input(images, mask)).square().sum().backward()
     gradient = student.stem[0].weight.grad
     assert isinstance(gradient, Tensor)
     assert float(gradient[:, 3].abs().max()) > 0
@@ -83,7 +86,7 @@ def test_a_fresh_student_of_four_channels_is_the_fresh_rgb_student_of_its_seed()
         rgb = build_student(PRESETS[name], 5).eval()
         yuv = build_student(replace(PRESETS[name], in_channels=4), 5).eval()
         with torch.inference_mode():
-            assert float((rgb(_images()) - yuv(join_mask(_images(), None))).abs().max()) < 1e-4
+            assert float((rgb(_images()) - yuv(network_input(_images(), EMPTY))).abs().max()) < 1e-4
         assert all(parameter.requires_grad for parameter in yuv.parameters())
 
 
@@ -101,19 +104,3 @@ def test_folding_twice_is_refused() -> None:
     state = build_student(replace(TINY, in_channels=4), 0).state_dict()
     with pytest.raises(ValueError, match=r"must have shape \(C, 3, k, k\)"):
         fold_yuv(state, TINY.normalisation)
-
-
-def test_the_matrices_are_inverse_and_those_of_bt601_full_range() -> None:
-    images = torch.rand(2, 3, 4, 5, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    back = torch.einsum("rc,bchw->brhw", torch.tensor(YUV_TO_RGB, dtype=torch.float64), rgb_to_yuv(images))
-    assert torch.allclose(back, images, atol=1e-12)
-    primaries = torch.tensor([[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 1]], dtype=torch.float64)[:, :, None, None]
-    wanted = [[0.299, -0.168736, 0.5], [0.587, -0.331264, -0.418688], [0.114, 0.5, -0.081312], [1, 0, 0]]
-    assert torch.allclose(rgb_to_yuv(primaries)[..., 0, 0], torch.tensor(wanted, dtype=torch.float64), atol=1e-6)
-
-
-def test_shapes_that_do_not_fit_are_refused() -> None:
-    with pytest.raises(ValueError, match="images must have shape"):
-        rgb_to_yuv(torch.zeros(1, 4, 8, 8))
-    with pytest.raises(ValueError, match=r"mask must have shape \(1, 1, 8, 8\)"):
-        join_mask(torch.zeros(1, 3, 8, 8), torch.zeros(1, 1, 4, 8))
