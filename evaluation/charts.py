@@ -22,6 +22,8 @@ Kind = Literal["tested", "indicative", "insufficient"]
 
 _APART = 0.35  # least distance of two ticks below a forest plot, as a share of its width
 _LABEL = 15  # least distance of two labels, in pixels
+_MARK = "stroke:var(--ink);stroke-width:2"
+_NAME = "font-size:26px;font-weight:600;stroke-width:7px"
 _STEPS = (1.0, 2.0, 2.5, 5.0, 10.0)
 
 
@@ -230,19 +232,72 @@ def _sparse(axis: Axis) -> list[float]:
     return [*ends, middle]
 
 
-def bars(shares: Sequence[float | None], top: float) -> Html:
+def bars(shares: Sequence[float | None], top: float, mark: float | None = None) -> Html:
     """Horizontal bars one below the other; none for None.
 
     Args:
         shares: at most two, >= 0.
         top: the share that fills the width, > 0.
+        mark: the share at which a line crosses the bars, or None.
     """
-    parts = (
+    parts = [
         tag("rect", x="0", y=str(2 + 9 * at), width=_percent(min(1.0, share / top)), height="7", class_=f"b{at}")
         for at, share in enumerate(shares)
         if share is not None
-    )
+    ]
+    if mark is not None:
+        at = _percent(min(1.0, mark / top))
+        parts.append(tag("line", x1=at, x2=at, y1="0", y2="100%", style=_MARK))
     return tag("svg", *parts, width="100%", height=str(4 + 9 * len(shares)), aria_hidden="true")
+
+
+def cumulative(series: Sequence[Floats], label: str, titles: tuple[str, str]) -> Html:
+    """Lines from (0, 0) to (1, 1) over the diagonal, on which all steps are equal.
+
+    Args:
+        series: (N,) each, at most 4, values in [0, 1] at evenly spaced places of the horizontal axis, 0 and 1 included.
+        label: what is shown, for those who do not see it.
+        titles: of the horizontal and the vertical axis.
+    """
+    height, unit = 260, Axis(low=0.0, high=1.0, ticks=(0.0, 0.25, 0.5, 0.75, 1.0), decimals=2)
+    line = tag("line", x1="0", y1="100%", x2="100%", y2="0", class_="r")
+    lines = _stretched(_path(values, unit, number) for number, values in enumerate(series))
+    return _plot(height, label, _grid_y(unit, height), _ticks_x(unit, height), line, lines, _titles(*titles))
+
+
+def hue(number: int) -> str:
+    """A colour for one of many groups, far from those of the numbers beside it (golden angle)."""
+    return f"hsl({number * 137.508 % 360:.0f} 62% 50%)"
+
+
+def cloud(back: Floats, layers: Sequence[tuple[str, int, Floats]], label: str, named: int = 24) -> Html:
+    """Grey points, and over them coloured ones in layers with a name at the middle of each.
+
+    Args:
+        back: (N, 2) in [0, 1], the second upwards.
+        layers: name, number of its colour, and (N, 2) points of each.
+        label: what is shown, for those who do not see it.
+        named: how many layers bear their name: the first.
+    """
+    parts = [_dots(back, "stroke:var(--muted);opacity:.45")]
+    parts += [_dots(points, f"stroke:{hue(colour)}") for _, colour, points in layers]
+    parts += [_middle(name, points) for name, _, points in layers[:named] if len(points)]
+    svg = tag("svg", *parts, width="100%", viewBox="-20 -20 1040 1040", role="img", aria_label=label)
+    return tag("div", svg, style="max-width:760px")
+
+
+def _dots(points: Floats, style: str) -> Html:
+    """Dots of one size on every screen: strokes of no length with round ends."""
+    places = "".join(f"M{1000 * x:.0f} {1000 * (1 - y):.0f}h0" for x, y in points.tolist())
+    shape = f"{style};stroke-width:6px;stroke-linecap:round"
+    return tag("path", d=places, vector_effect="non-scaling-stroke", style=shape)
+
+
+def _middle(name: str, points: Floats) -> Html:
+    """A name at the point that is nearest to the median of all."""
+    x, y = points[np.square(points - np.median(points, axis=0)).sum(axis=1).argmin()].tolist()
+    place = {"x": f"{1000 * x:.0f}", "y": f"{1000 * (1 - y) - 12:.0f}"}
+    return tag("text", shortened(clean(name), 24), **place, text_anchor="middle", class_="name", style=_NAME)
 
 
 def legend(names: Sequence[str], *, worst: bool = False) -> Html:

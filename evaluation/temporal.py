@@ -28,6 +28,8 @@ Mask = NDArray[np.bool_]
 Values = NDArray[np.float64]
 Pairs = NDArray[np.bool_]
 
+HISTOGRAM_CUT = 0.15
+THUMBNAIL_CUT = 0.12
 _THUMBNAIL = (32, 18)
 _MAX_RUN = 65535
 _END = object()
@@ -154,24 +156,68 @@ def paired_frames(indices: Sequence[int] | NDArray[np.int64], *, step: int = 1, 
     return np.asarray((apart == step) & (np.diff(shot) == 0), np.bool_)
 
 
-def cuts(frames: Iterable[NDArray[np.uint8]], *, histogram: float = 0.15, thumbnail: float = 0.12) -> list[int]:
-    """Positions of the first frames of new shots, from luma alone.
+@dataclass(frozen=True, kw_only=True, slots=True, eq=False)
+class Look:
+    """What is kept of a frame to tell whether the next one starts a new shot.
 
-    A cut is where the luma histograms (32 bins) differ by more than `histogram` (half the sum of absolute differences,
-    in [0, 1]), or the thumbnails (32 x 18 pixels) by more than `thumbnail` (mean absolute difference, in [0, 1]).
-    Ordinary motion of people stays below 0.07 in both. A flash or a jump of exposure counts as two cuts, which costs
-    two pairs; a dissolve is not found.
+    Attributes:
+        histogram: (32,) float64, share of the pixels in each bin of luma; sum 1.
+        thumbnail: (18, 32) float32 luma in [0, 1].
+    """
+
+    histogram: Values
+    thumbnail: NDArray[np.float32]
+
+
+def look(frame: NDArray[np.uint8]) -> Look:
+    """Luma histogram and thumbnail of a frame.
+
+    Args:
+        frame: (H, W, 3) uint8 RGB.
+
+    Raises:
+        ValueError: a frame of another shape or type, or without pixels.
+    """
+    if frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape or frame.dtype != np.uint8:
+        raise ValueError(f"frames must be (H, W, 3) uint8 with H, W >= 1, got {frame.shape} {frame.dtype}")
+    grey = np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
+    small = np.asarray(cv2.resize(grey, _THUMBNAIL, interpolation=cv2.INTER_AREA), np.float32)
+    counts = cv2.calcHist([grey], [0], None, [32], [0, 256]).ravel()
+    return Look(histogram=counts.astype(np.float64) / grey.size, thumbnail=small / np.float32(255))
+
+
+def is_cut(before: Look, now: Look, *, histogram: float = HISTOGRAM_CUT, thumbnail: float = THUMBNAIL_CUT) -> bool:
+    """Whether a new shot starts between two frames, from luma alone.
+
+    Args:
+        before: of the earlier frame.
+        now: of the later one.
+        histogram: greatest half sum of absolute differences of the histograms within a shot, in [0, 1].
+        thumbnail: greatest mean absolute difference of the thumbnails within a shot, in [0, 1].
+    """
+    moved = np.abs(before.histogram - now.histogram).sum() / 2
+    return bool(moved > histogram or np.abs(before.thumbnail - now.thumbnail).mean() > thumbnail)
+
+
+def cuts(
+    frames: Iterable[NDArray[np.uint8]], *, histogram: float = HISTOGRAM_CUT, thumbnail: float = THUMBNAIL_CUT
+) -> list[int]:
+    """Positions of the first frames of new shots, as `is_cut` tells them.
+
+    Ordinary motion of people stays below 0.07 in both differences. A flash or a jump of exposure counts as two cuts,
+    which costs two pairs; a dissolve is not found.
 
     Args:
         frames: (H, W, 3) uint8 RGB, in order.
-        histogram: see above.
-        thumbnail: see above.
+        histogram: see `is_cut`.
+        thumbnail: see `is_cut`.
+
+    Raises:
+        ValueError: as `look`.
     """
-    looks = (_look(frame) for frame in frames)
+    pairs = itertools.pairwise(look(frame) for frame in frames)
     return [
-        position
-        for position, (before, now) in enumerate(itertools.pairwise(looks), start=1)
-        if np.abs(before[0] - now[0]).sum() / 2 > histogram or np.abs(before[1] - now[1]).mean() > thumbnail
+        t for t, (before, now) in enumerate(pairs, 1) if is_cut(before, now, histogram=histogram, thumbnail=thumbnail)
     ]
 
 
@@ -374,13 +420,3 @@ def _count_still(count: NDArray[np.uint16], before: Mask, now: Mask) -> None:
     """How many frames a pixel has been as it is, in place."""
     count += count < _MAX_RUN
     count *= before == now
-
-
-def _look(frame: NDArray[np.uint8]) -> tuple[Values, NDArray[np.float32]]:
-    """Luma histogram (32 bins, sum 1) and thumbnail in [0, 1]."""
-    if frame.ndim != 3 or frame.shape[2] != 3 or 0 in frame.shape or frame.dtype != np.uint8:
-        raise ValueError(f"frames must be (H, W, 3) uint8 with H, W >= 1, got {frame.shape} {frame.dtype}")
-    grey = np.asarray(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY))
-    small = np.asarray(cv2.resize(grey, _THUMBNAIL, interpolation=cv2.INTER_AREA), np.float32)
-    counts = cv2.calcHist([grey], [0], None, [32], [0, 256]).ravel()
-    return counts.astype(np.float64) / grey.size, small / np.float32(255)

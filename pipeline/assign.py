@@ -14,7 +14,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -28,25 +28,15 @@ from pipeline.cluster import load_tree
 from pipeline.clusterfit import ClusterFitNetwork, squares
 from pipeline.errors import InputError
 from pipeline.hierarchy import Tree
-from pipeline.select import SelectConfig, cell_name, quotas, selection_key, survives, threshold, trim
+from pipeline.known import in_balance, with_given
+from pipeline.mask_attributes import MASK_ATTRIBUTES, SENSITIVE
+from pipeline.quota import LEVELS, OF_SOURCE, ClassPlan, Margin, SelectConfig, least_shortfall, plan_quotas
+from pipeline.select import cell_name, first_of_each, selection_key, survives, threshold, trim, turns
 from pipeline.stage import Done, Output, Span, Task, not_identity, read_span
+from pipeline.step import Weights
 
 _CELL = "cell:"
-GIVEN = "given."
-"""Prefix of the columns that hold what the user gave."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Weights:
-    """A file of weights and its content.
-
-    Attributes:
-        uri: where it is (no identity: the content is).
-        sha256: of its bytes.
-    """
-
-    uri: str = not_identity()
-    sha256: str
+_CLASSES = {**COMPUTED, **MASK_ATTRIBUTES}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,7 +44,7 @@ class Assign:
     """The work of the assign stage; a task is (embed part, probe part, duplicates of the embed part)."""
 
     name: ClassVar[str] = "assign"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     libraries: ClassVar[tuple[str, ...]] = ("numpy", "opencv-python-headless", "pyarrow", "timm", "torch")
 
     network: Weights
@@ -62,6 +52,7 @@ class Assign:
     given: Weights | None
     sources: str = not_identity()
     balanced: tuple[str, ...]
+    per_source: int
     seed: int
 
     def open(self) -> Callable[[Task], Output]:
@@ -77,26 +68,49 @@ class Assign:
 
     def _run(self, network: ClusterFitNetwork, tree: Tree, given: Given | None, task: Task) -> Output:
         embed_span, probe_span, duplicate_span = task.spans
-        table = read_span(embed_span, ["sample_id", "thumbnail", "probe_row"])
+        table = read_span(embed_span, ["sample_id", "thumbnail", "probe_row", "stands_for"])
         gone = read_span(duplicate_span).column("embed_row").to_pylist()
         table = table.take(pa.array(np.setdiff1d(np.arange(table.num_rows), gone)))
-        probed = _with_given(read_span(probe_span).take(table.column("probe_row")), given)
+        probed = with_given(read_span(probe_span).take(table.column("probe_row")), given)
         vectors = network(squares(table.column("thumbnail").to_pylist(), network.side))
         paths, distances = tree.assign(vectors)
         ids = table.column("sample_id").to_pylist()
-        columns = [effective(probed, name).to_pylist() for name in self.balanced]
+        keys = np.array([selection_key(self.seed, i) for i in ids], np.uint64)
+        probed = probed.append_column(
+            OF_SOURCE, pa.array(turns(probed.column("source_uri").to_pylist(), keys), pa.string())
+        )
+        columns = [in_balance(probed, name).to_pylist() for name in self.balanced]
         classes = zip(*columns, strict=True) if columns else ((),) * len(ids)
         cells = [cell_name(path.tolist(), values) for path, values in zip(paths, classes, strict=True)]
-        counts = {_CELL + cell: n for cell, n in sorted(Counter(cells).items())}
+        stays, admitted = _under_cap(probed.column("source_uri").to_pylist(), cells, keys, self.per_source)
         out = {
             **{name: probed.column(name) for name in probed.column_names},
+            "stands_for": table.column("stands_for"),
             "cluster_path": pa.array(list(paths), pa.list_(pa.field("element", pa.int32(), nullable=False))),
             "cluster_distance": pa.array(distances, pa.float32()),
             "vector": _fixed(vectors),
-            "key": pa.array([selection_key(self.seed, i) for i in ids], pa.uint64()),
+            "key": pa.array(keys, pa.uint64()),
             "cell": pa.array(cells, pa.string()),
+            "admitted": pa.array(admitted, pa.float64()),
         }
-        return Output(table=pa.table(out), counts=counts)
+        kept = pa.table(out).filter(pa.array(stays))
+        counts = {_CELL + cell: n for cell, n in sorted(Counter(kept.column("cell").to_pylist()).items())}
+        return Output(table=kept, counts={**counts, "capped": int((~stays).sum())})
+
+
+def _under_cap(
+    sources: Sequence[str], cells: Sequence[str], keys: NDArray[np.uint64], most: int
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+    """``first_of_each`` for every source of a task; the frames of a source are all in one task."""
+    stays, admitted = np.ones(len(cells), bool), np.ones(len(cells))
+    if not len(cells):
+        return stays, admitted
+    _, cell = np.unique(np.array(cells, dtype=object), return_inverse=True)
+    _, source = np.unique(np.array(sources, dtype=object), return_inverse=True)
+    order = np.argsort(source, kind="stable")
+    for rows in np.split(order, np.cumsum(np.bincount(source))[:-1]):
+        stays[rows], admitted[rows] = first_of_each(cell[rows], keys[rows], most)
+    return stays, admitted
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -125,20 +139,56 @@ def cell_counts(assigned: Done) -> dict[str, int]:
     return {key.removeprefix(_CELL): n for key, n in assigned.counts.items() if key.startswith(_CELL)}
 
 
-def plan_selection(assigned: Done, target: int, config: SelectConfig) -> dict[str, Any]:
-    """Quotas and thresholds of every cell, as the JSON that the select stage reads.
+def plan_selection(
+    assigned: Done, target: int, config: SelectConfig, balanced: Sequence[str] = (), given: Given | None = None
+) -> dict[str, Any]:
+    """``plan_cells`` of what the assign stage counted."""
+    return plan_cells(cell_counts(assigned), target, config, balanced, given)
 
-    Frames whose vector is dead (path -1, -1) are counted and get no quota.
+
+def plan_cells(
+    counts: Mapping[str, int], target: int, config: SelectConfig, balanced: Sequence[str], given: Given | None
+) -> dict[str, Any]:
+    """Quotas and thresholds of every cell, and how far the targets are met, as the JSON that later stages read.
+
+    Frames whose vector is dead (path -1) are counted and get no quota.
 
     Raises:
-        InputError: ``target`` is above what exists.
+        InputError: ``target`` is above what exists, or the config names an attribute or class that is not there.
     """
-    counts = cell_counts(assigned)
-    wanted = quotas({cell: n for cell, n in counts.items() if json.loads(cell)[1] >= 0}, target, config)
+    alive = {cell: n for cell, n in counts.items() if json.loads(cell)[0] >= 0}
+    own = set(given.names) if given else set()
+    classes = {name: known for name, known in _CLASSES.items() if name in balanced and name not in own}
+    plan = plan_quotas(alive, target, _only(config, balanced), balanced, classes)
     return {
-        "counts": counts,
-        "quotas": wanted,
-        "thresholds": {cell: threshold(quota, counts[cell]) for cell, quota in wanted.items()},
+        "attributes": list(balanced),
+        "counts": dict(counts),
+        "quotas": plan.quotas,
+        "thresholds": {cell: threshold(quota, counts[cell]) for cell, quota in plan.quotas.items()},
+        "targets": [_margin_json(margin, rows) for margin, rows in plan.margins if margin.name != LEVELS[-1]],
+        "shortfall": {"ours": plan.shortfall, "least": least_shortfall(alive, plan)},
+    }
+
+
+def _margin_json(margin: Margin, rows: Sequence[ClassPlan]) -> dict[str, Any]:
+    names = margin.name.split("+")
+    swap = names != sorted(names)  # readers expect pairs in the order of the attributes
+    classes = [
+        {
+            "class": row.name[::-1] if swap and row.name else row.name,
+            "target": row.target,
+            "exists": row.exists,
+            "chosen": row.chosen,
+            "reason": row.reason,
+            "missing": row.missing,
+        }
+        for row in rows
+    ]
+    return {
+        "margin": " × ".join(sorted(names)),
+        "kind": margin.kind,
+        "weight": margin.weight,
+        "classes": classes,
     }
 
 
@@ -154,8 +204,8 @@ def choose(selected: Done, plan: Mapping[str, Any], related: Mapping[str, str]) 
     cells = slim.column("cell").to_pylist()
     rows = trim(cells, slim.column("key").to_numpy(), slim.column("sample_id").to_pylist(), plan["quotas"])
     chosen = pa.concat_tables(_rows_of(selected.uris(), rows))
-    share = [plan["quotas"][cell] / plan["counts"][cell] for cell in chosen.column("cell").to_pylist()]
-    chosen = chosen.append_column("inclusion_prob", pa.array(share, pa.float64()))
+    share = pa.array([plan["quotas"][cell] / plan["counts"][cell] for cell in chosen.column("cell").to_pylist()])
+    chosen = chosen.append_column("inclusion_prob", pc.multiply(share.cast(pa.float64()), chosen.column("admitted")))
     uris = chosen.column("source_uri").to_pylist()
     own = [digest.hex() for digest in chosen.column("source_sha256").to_pylist()]
     groups = [related.get(uri, digest) for uri, digest in zip(uris, own, strict=True)]
@@ -175,42 +225,43 @@ def _rows_of(uris: Sequence[str], rows: NDArray[np.int64]) -> Iterator[pa.Table]
         yield table.take(pa.array(mine))
 
 
-def balanced_attributes(config: SelectConfig, given: Given | None) -> tuple[str, ...]:
-    """The attributes that enter the cells, sorted.
+def balanced_attributes(config: SelectConfig, given: Given | None, *, masks: bool = False) -> tuple[str, ...]:
+    """The attributes that enter the cells, sorted, the turn of a frame within its source among them.
+
+    What masks tell of people's skin must be named to be balanced.
+
+    Args:
+        config: what to balance.
+        given: what the user gave.
+        masks: whether masks are known, as in the second round.
 
     Raises:
-        InputError: the config names an attribute that is neither computed nor given.
+        InputError: the config names an attribute that is not known in any round.
     """
-    known = sorted({*COMPUTED, *(given.names if given else ())})
-    unknown = sorted(set(config.attributes) - set(known))
+    known = {*COMPUTED, *(given.names if given else ())}
+    later = set(MASK_ATTRIBUTES) - known if config.rounds == 2 else set()
+    named = {*config.attributes, *(name for pair in config.pairs for name in pair)}
+    unknown = sorted(named - known - later)
     if unknown:
-        raise InputError(f"select.attributes names '{unknown[0]}', which is not known; known are {', '.join(known)}")
-    return tuple(sorted(config.attributes or known))
+        hint = "; it is told by masks, which needs select.rounds = 2" if unknown[0] in MASK_ATTRIBUTES else ""
+        listed = ", ".join(sorted(known | later))
+        raise InputError(f"[select] names '{unknown[0]}', which is not known{hint}; known are {listed}")
+    at_hand = known | later if masks else known
+    asked = at_hand & set(config.attributes) if config.attributes else at_hand - (later & SENSITIVE)
+    return tuple(sorted(asked | ({OF_SOURCE} if config.source_weight > 0 else set())))
+
+
+def _only(config: SelectConfig, balanced: Sequence[str]) -> SelectConfig:
+    """The config without the pairs and targets of what only masks tell, as long as they are not known."""
+    absent = set(MASK_ATTRIBUTES) - set(balanced) if config.rounds == 2 else set()
+    pairs = tuple(pair for pair in config.pairs if not absent & set(pair))
+    targets = {name: target for name, target in config.targets.items() if not absent & set(name.split("+"))}
+    return replace(config, pairs=pairs, targets=targets)
 
 
 def group_column(chosen: pa.Table) -> NDArray[np.int64]:
     """The coarse cluster of every chosen frame."""
     return np.asarray(pc.list_element(chosen.column("cluster_path"), 0).to_numpy(zero_copy_only=False), np.int64)
-
-
-def effective(table: pa.Table, name: str) -> pa.ChunkedArray:
-    """An attribute's values: what the user gave, else what was computed, else null."""
-    columns = [table.column(c) for c in (GIVEN + name, name) if c in table.column_names]
-    return pc.coalesce(*columns) if columns else pa.chunked_array([pa.nulls(table.num_rows, pa.string())])
-
-
-def given_names(table: pa.Table) -> list[str]:
-    """The attributes of chosen frames that the user gave."""
-    return [name.removeprefix(GIVEN) for name in table.column_names if name.startswith(GIVEN)]
-
-
-def _with_given(probed: pa.Table, given: Given | None) -> pa.Table:
-    if given is None:
-        return probed
-    rows = [given.of(uri) for uri in probed.column("source_uri").to_pylist()]
-    for i, name in enumerate(given.names):
-        probed = probed.append_column(GIVEN + name, pa.array([row[i] for row in rows], pa.string()))
-    return probed
 
 
 def _fixed(vectors: NDArray[np.float32]) -> pa.FixedSizeListArray:

@@ -1,7 +1,8 @@
 """Attributes of a frame: computed from its pixels, or given by the user per source.
 
-Names and classes are those of the evaluation taxonomy where it has them. A value that is not known is null with
-provenance ``unknown``, never a default.
+Names and classes are those of the evaluation taxonomy. It lacks `frame_motion`, which stands in for `subject_motion`
+where frames are chosen: no mask is known yet, and without it nothing would make the choice cover motion. A value that
+is not known is null with provenance ``unknown``, never a default.
 """
 
 from __future__ import annotations
@@ -21,26 +22,40 @@ from numpy.typing import NDArray
 
 from pipeline import storage
 from pipeline.errors import InputError
+from pipeline.motion import Grid, border_weights, camera_part, speeds
 
 COMPUTED: dict[str, tuple[str, ...]] = {
     "aspect_ratio": ("landscape_16_9", "landscape_4_3", "square", "portrait"),
     "background_complexity": ("plain", "moderate", "cluttered"),
+    "camera_motion": ("static", "handheld", "moving"),
+    "color_temperature": ("neutral", "warm", "cool"),
+    "compression_noise": ("clean", "noisy", "blocky"),
     "frame_motion": ("still", "slow", "moderate", "fast"),
     "lighting_level": ("dim", "normal", "bright"),
     "resolution": ("le_360p", "480_720p", "ge_1080p"),
     "sharpness": ("sharp", "motion_blur", "defocus"),
 }
 _ASPECTS = {"landscape_16_9": 16 / 9, "landscape_4_3": 4 / 3, "square": 1.0, "portrait": 3 / 4}
+_CAMERA_SPEEDS = (0.008, 0.1)  # diagonals per second, mean over the frame
+_FRAME_SPEEDS = (0.02, 0.06, 0.2)
+_LOG_LINEAR = (2.2 * np.log2(np.maximum(np.arange(256), 1) / 255)).astype(np.float32)
+_NORM = 6
+_LIGHT_RATIOS = (-0.2, 0.35)
+_BLOCKY = 2.5
+_NOISY = 2.0
 _MAX_ATTRIBUTES = 64
 _MAX_FILE_BYTES = 1 << 30
 
 
-def computed_attributes(pixels: NDArray[np.uint8], motion: float | None) -> dict[str, str | None]:
+def computed_attributes(
+    pixels: NDArray[np.uint8], motion: float | None, grid: Grid | None = None
+) -> dict[str, str | None]:
     """The attributes that pixels alone tell.
 
     Args:
         pixels: (H, W, 3) uint8 RGB.
         motion: mean absolute luma difference to the frame before, 0..1; None for still images.
+        grid: how the video moves at the frame, as `pipeline.motion` has it; None for still images and first frames.
 
     Returns:
         A class (or None) for every name of ``COMPUTED``.
@@ -51,10 +66,12 @@ def computed_attributes(pixels: NDArray[np.uint8], motion: float | None) -> dict
     return {
         "aspect_ratio": min(_ASPECTS, key=lambda name: abs(math.log(width / height / _ASPECTS[name]))),
         "background_complexity": _class(_edge_density(gray), (0.05, 0.12), COMPUTED["background_complexity"]),
-        "frame_motion": None if motion is None else _class(motion, (0.004, 0.012, 0.035), COMPUTED["frame_motion"]),
+        "color_temperature": _color_temperature(pixels),
+        "compression_noise": _compression_noise(pixels),
         "lighting_level": _class(float(np.median(gray)), (70, 160), COMPUTED["lighting_level"]),
         "resolution": _class(min(height, width), (420, 900), COMPUTED["resolution"]),
         "sharpness": "sharp" if texture >= 9 else "motion_blur" if (motion or 0.0) >= 0.02 else "defocus",
+        **_motion_classes(grid, height, width),
     }
 
 
@@ -172,6 +189,81 @@ def _small_gray(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 def _edge_density(gray: NDArray[np.uint8]) -> float:
     return float((cv2.Canny(gray, 60, 140) > 0).mean())
+
+
+def _motion_classes(grid: Grid | None, height: int, width: int) -> dict[str, str | None]:
+    """How fast the camera moves, and how fast the fastest twentieth of the frame moves beside it.
+
+    One moment tells speed and no intent: `handheld` is a slow camera, `moving` a fast one.
+    """
+    if grid is None:
+        return {"camera_motion": None, "frame_motion": None}
+    camera = camera_part(grid, border_weights(), height, width)
+    beside = float(np.percentile(speeds(grid - camera), 95))
+    return {
+        "camera_motion": _class(float(speeds(camera).mean()), _CAMERA_SPEEDS, COMPUTED["camera_motion"]),
+        "frame_motion": _class(beside, _FRAME_SPEEDS, COMPUTED["frame_motion"]),
+    }
+
+
+def _color_temperature(pixels: NDArray[np.uint8]) -> str | None:
+    """From the light's colour, by shades of gray (Finlayson & Trezzi, CIC 2004) over what may be gray or white.
+
+    That is a pixel which is not clipped, as green as white under some warm or cool light, and not far from neutral;
+    most things are not. The measure is log2(red / blue) of the light in linear RGB: 0 is the white of sRGB. Some
+    thousand pixels of the frame are looked at. None where less than a tenth of them may be gray: then nothing tells
+    the light from the things.
+    """
+    step = max(1, min(pixels.shape[:2]) // 96)
+    some = pixels[step // 2 :: step, step // 2 :: step]
+    red, green, blue = (_LOG_LINEAR[some[..., channel]] for channel in range(3))
+    warmth, greenness = red - blue, 2 * green - red - blue
+    seen = (some.max(axis=2) < 250) & (some.min(axis=2) > 20)
+    gray = seen & (np.abs(greenness) < 0.3) & (np.abs(warmth) < 1.6)
+    if gray.sum() < 0.1 * gray.size:
+        return None
+    power = [float(np.exp2(_NORM * channel[gray]).mean(dtype=np.float64)) for channel in (red, blue)]
+    return _class(math.log2(power[0] / power[1]) / _NORM, _LIGHT_RATIOS, ("cool", "neutral", "warm"))
+
+
+def _compression_noise(pixels: NDArray[np.uint8]) -> str:
+    """`blocky` where steps stand on a grid of 8 pixels, else `noisy` or `clean` by the noise of smooth places.
+
+    Both are measured at full size in the middle of the frame: scaled pictures have lost block edges, and noise.
+    """
+    gray = cv2.cvtColor(_middle(pixels), cv2.COLOR_RGB2GRAY).astype(np.float32)
+    if min(gray.shape) < 32:
+        return "clean"
+    if min(_blockiness(gray[1::3]), _blockiness(np.ascontiguousarray(gray[:, 1::3].T))) >= _BLOCKY:
+        return "blocky"
+    return "noisy" if _noise(gray) >= _NOISY else "clean"
+
+
+def _blockiness(gray: NDArray[np.float32]) -> float:
+    """How much steeper steps between columns are at the steepest of 8 phases than at the median one, as a ratio.
+
+    A step counts as far as it exceeds its two neighbours (Wang, Sheikh & Bovik, ICIP 2002, take the mean step): edges
+    of things are ramps of several pixels, those of blocks are not. Any phase counts, for pictures are cropped.
+    """
+    step = np.abs(np.diff(gray, axis=1))
+    sole = np.maximum(step[:, 1:-1] - (step[:, :-2] + step[:, 2:]) / 2, 0)
+    sole = np.minimum(sole, 16.0).mean(axis=0)
+    phases = np.array([sole[phase::8].mean() for phase in range(8)])
+    return float((phases.max() + 0.02) / (np.median(phases) + 0.02))
+
+
+def _noise(gray: NDArray[np.float32]) -> float:
+    """Standard deviation of noise in gray levels (Immerkaer, CVIU 1996), where the picture is smoothest."""
+    kernel = np.array([[1, -2, 1], [-2, 4, -2], [1, -2, 1]], np.float32)
+    found = np.abs(cv2.filter2D(gray, cv2.CV_32F, kernel))
+    blocks = cv2.resize(found, (gray.shape[1] // 16, gray.shape[0] // 16), interpolation=cv2.INTER_AREA)
+    return float(np.percentile(blocks, 25) * math.sqrt(math.pi / 2) / 6)
+
+
+def _middle(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """The middle of a picture, at most 384 pixels a side, as far from the left as from the right."""
+    rows, columns = (slice(max(0, (side - 384) // 2), side - max(0, (side - 384) // 2)) for side in pixels.shape[:2])
+    return pixels[rows, columns]
 
 
 def _class(value: float, edges: Sequence[float], names: Sequence[str]) -> str:

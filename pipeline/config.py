@@ -26,7 +26,7 @@ from pipeline.label import LabelConfig
 from pipeline.plan import PriceConfig
 from pipeline.probe import ProbeConfig
 from pipeline.publish import PublishConfig
-from pipeline.select import SelectConfig
+from pipeline.quota import SelectConfig
 from teachers.backend import TeacherConfig
 from teachers.train import TeachConfig
 
@@ -141,11 +141,10 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def _convert(hint: Any, value: Any, where: str) -> Any:
     if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
         options = [option for option in typing.get_args(hint) if option is not type(None)]
-        return _convert(options[0], value, where)
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, Mapping):
-            raise UsageError(f"{where} must be a section, got {value!r}")
-        return build(typing.cast("type[Any]", hint), value, where)
+        tables = [option for option in options if typing.get_origin(option) is Mapping]
+        return _convert(tables[0] if tables and isinstance(value, Mapping) else options[0], value, where)
+    if dataclasses.is_dataclass(hint) or typing.get_origin(hint) is Mapping:
+        return _section(hint, value, where)
     if typing.get_origin(hint) is tuple:
         return _tuple(hint, value, where)
     if typing.get_origin(hint) is typing.Literal:
@@ -153,6 +152,14 @@ def _convert(hint: Any, value: Any, where: str) -> Any:
             raise UsageError(f"{where} must be one of {', '.join(map(str, typing.get_args(hint)))}; got {value!r}")
         return value
     return _scalar(hint, value, where)
+
+
+def _section(hint: Any, value: Any, where: str) -> Any:
+    if not isinstance(value, Mapping):
+        raise UsageError(f"{where} must be a section, got {value!r}")
+    if dataclasses.is_dataclass(hint):
+        return build(typing.cast("type[Any]", hint), value, where)
+    return {key: _convert(typing.get_args(hint)[1], item, f"{where} {key}") for key, item in value.items()}
 
 
 def _scalar(hint: Any, value: Any, where: str) -> Any:

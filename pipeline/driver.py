@@ -14,46 +14,38 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from rich.console import Console
 
 from manifests.labelled import LabelledError
 from manifests.release import Model
 from manifests.verify import verify_release
 from pipeline import storage
-from pipeline.assign import (
-    Assign,
-    Select,
-    Weights,
-    balanced_attributes,
-    cell_counts,
-    choose,
-    effective,
-    given_names,
-    group_column,
-    plan_selection,
-)
-from pipeline.attributes import COMPUTED, Given, read_given
-from pipeline.cluster import cluster
+from pipeline.again import choose_again, plan_of
+from pipeline.assign import group_column
+from pipeline.attributes import COMPUTED
+from pipeline.choice import brought, embed_work, given_of, quarantine, take
+from pipeline.cluster import with_attributes
 from pipeline.clusterfit import train
 from pipeline.config import Config
-from pipeline.dedupe import dedupe, families
-from pipeline.embed import Embed, weights_digest
-from pipeline.errors import InputError, StageError, StorageError
+from pipeline.errors import InputError, StageError
 from pipeline.job import Job, Result
 from pipeline.judge import Fold, Score, fold_tables, gold_examples, gold_table, labelled_digest, verdicts
+from pipeline.known import attribute_names, effective, given_names, mask_columns, with_masks
 from pipeline.label import Label, label_spans
 from pipeline.plan import Line, Plan, measure, sample_sources, strata, training, with_gpu
-from pipeline.probe import Probe, probe_spans
+from pipeline.probe import Probe
 from pipeline.publish import Publish, Shard, publish_plan, publish_spans
 from pipeline.release import Run, count_items, write
-from pipeline.select import shortfall
+from pipeline.selection_report import write_selection_report
 from pipeline.sources import list_sources
 from pipeline.stage import Done, Span, Work, identity, iter_tables, read_span
-from pipeline.step import digest_of, write_json, write_tables
+from pipeline.step import Weights, digest_of, weights_of, write_json, write_tables
 from pipeline.teacher import open_teacher, settings_digest
 from pipeline.threads import torch_threads
 from students.train import train_student
@@ -74,9 +66,13 @@ def curate(job: Job) -> Result:
     with storage.lock(job.output):
         labelled = labelled_digest(job.labelled)
         _check_teacher(job)
-        taken = _take(job)
+        taken = take(job)
         teacher = _teacher(job, labelled)
         judged = _label(job, taken, teacher, labelled)
+        if job.config.select.rounds == 2:
+            again = choose_again(job, taken["chosen"], judged["label"], given_of(job, taken["sources"]))
+            taken, judged = {**taken, **again}, {**judged, "label": again["label"]}
+        _report(job, taken)
         judged |= _judge(job, taken["chosen"], judged)
         judged |= _publish(job, taken["chosen"], judged)
         return _release(job, {**taken, **judged}, teacher, labelled, started)
@@ -92,7 +88,7 @@ def estimate(job: Job) -> Plan:
     _check_teacher(job)
     sources, _ = list_sources(job.inputs)
     scan, config = job.config.probe.scan, job.config
-    works: list[tuple[Work, int]] = [(Probe(config=scan), 0), (_embed_work(config), 0)]
+    works: list[tuple[Work, int]] = [(Probe(config=scan), 0), (embed_work(config), 0)]
     if job.teacher is not None:
         works.append((_label_work(job, Weights(uri=str(job.teacher), sha256=sha256_file(job.teacher))), 8))
     parts = [(part, sample_sources(part, 12, job.seed)) for part in strata(sources)]
@@ -151,104 +147,6 @@ def train_teacher(labelled: Path, output: Path, config: Config, seed: int, conso
         raise StageError(f"teach: {error}") from error
 
 
-def survey(job: Job) -> dict[str, Done]:
-    """Lists and probes the inputs.
-
-    Raises:
-        InputError: nothing can be read, or more than ``max_bad`` of the sources are broken.
-    """
-    table, hidden = list_sources(job.inputs)
-    digest = digest_of([table.column(name).to_pylist() for name in table.column_names])
-    sources = job.step("sources", None, [digest], [], lambda folder: write_tables(folder, [table]))
-    _given(job, sources)  # a bad table is refused before anything is decoded
-    spans = probe_spans(sources.uris()[0], table.column("bytes").to_pylist(), job.config.probe)
-    probe = job.stage(Probe(config=job.config.probe.scan), spans, sources)
-    _quarantine(job, {"probe": probe})
-    if probe.counts["not_media"] or hidden:
-        job.say("probe", f"{probe.counts['not_media']} files that are no media and {hidden} hidden ones passed over")
-    if probe.faults:
-        job.say("probe", f"{len(probe.faults)} faults set aside, see {job.output}/quarantine.json")
-    _check_bad(job, probe)
-    return {"sources": sources, "probe": probe}
-
-
-def _check_bad(job: Job, probe: Done) -> None:
-    bad, total = probe.counts["bad"], probe.counts["sources"]
-    errors = [fault for fault in probe.faults if fault["error"] != "BlankFrame"]
-    first = "; ".join(f"{fault['source']}: {fault['message']}" for fault in errors[:10])
-    if probe.rows == 0:
-        raise InputError(f"no readable input: {total} media files, {bad} of them broken{': ' + first if first else ''}")
-    if bad > job.max_bad * total:
-        raise InputError(
-            f"{bad} of {total} sources are broken, more than --max-bad-fraction {job.max_bad:g} allows; the first: "
-            f"{first}. Repair or remove them, or raise the limit; what was probed is kept"
-        )
-
-
-def _take(job: Job) -> dict[str, Done]:
-    """From the inputs to exactly ``target`` chosen frames."""
-    config = job.config
-    stages = survey(job)
-    sources, probe = stages["sources"], stages["probe"]
-    given = _given(job, sources)
-    embed = job.stage(_embed_work(config), [(Span(uri=uri),) for uri in probe.uris()], probe)
-    deduped = job.step(
-        "dedupe",
-        config.cluster.duplicates,
-        [embed, probe],
-        ["numpy"],
-        lambda folder: write_tables(folder, dedupe(embed, probe, config.cluster.duplicates)),
-    )
-    clustered = job.step(
-        "cluster",
-        [identity(config.cluster), job.seed],
-        [embed, deduped],
-        ["faiss-cpu", "numpy", "scikit-learn", "timm", "torch", "opencv-python-headless"],
-        lambda to: cluster(embed, deduped, config.cluster, seed=job.seed, folder=to, report=job.reporter("cluster")),
-    )
-    work = Assign(
-        network=_weights(clustered, "clusterfit.safetensors"),
-        tree=_weights(clustered, "tree.safetensors"),
-        given=None if job.attributes is None else _brought(job, "given", job.attributes),
-        sources=sources.uris()[0],
-        balanced=balanced_attributes(config.select, given),
-        seed=job.seed,
-    )
-    triples = zip(embed.uris(), probe.uris(), deduped.uris(), strict=True)
-    assign = job.stage(work, [tuple(Span(uri=uri) for uri in triple) for triple in triples], embed, probe, deduped)
-    stages |= {"embed": embed, "dedupe": deduped, "cluster": clustered, "assign": assign}
-    return stages | _choose(job, stages)
-
-
-def _choose(job: Job, stages: Mapping[str, Done]) -> dict[str, Done]:
-    assign, embed, probe, deduped = (stages[name] for name in ("assign", "embed", "probe", "dedupe"))
-    counts = cell_counts(assign)
-    if job.target > sum(counts.values()):
-        listed = storage.join(job.output, "cells.json")
-        storage.write_bytes(listed, json.dumps(counts, indent=1, sort_keys=True, ensure_ascii=False).encode())
-        raise InputError(f"{shortfall(counts, job.target)}; frames per cell are listed in {listed}")
-    planned = job.step(
-        "plan",
-        [identity(job.config.select), job.target],
-        [assign],
-        [],
-        lambda folder: [write_json(folder, "plan.json", plan_selection(assign, job.target, job.config.select))],
-    )
-    select = job.stage(
-        Select(plan=_weights(planned, "plan.json")), [(Span(uri=uri),) for uri in assign.uris()], assign, planned
-    )
-    plan = json.loads(storage.read_bytes(planned.uri("plan.json")))
-    chosen = job.step(
-        "chosen",
-        job.config.label.rows,
-        [select, planned, embed, deduped],
-        [],
-        lambda to: write_tables(to, [choose(select, plan, families(embed, probe, deduped))], job.config.label.rows),
-    )
-    _check_room(job, chosen)
-    return {"plan": planned, "select": select, "chosen": chosen}
-
-
 def _label(job: Job, taken: Mapping[str, Done], teacher: Weights, labelled: str) -> dict[str, Done]:
     config, chosen = job.config.label, taken["chosen"]
     label = job.stage(_label_work(job, teacher), label_spans(chosen.uris()[0], chosen.rows, config), chosen)
@@ -260,6 +158,41 @@ def _label(job: Job, taken: Mapping[str, Done], teacher: Weights, labelled: str)
         lambda folder: write_tables(folder, [gold_table(job.labelled, config.student_side)], 64),
     )
     return {"label": label, "gold": gold}
+
+
+def _report(job: Job, taken: Mapping[str, Done]) -> None:
+    """Writes ``selection.html``: what was there and what was taken."""
+    chosen, plan, assign, embed = (taken[name] for name in ("chosen", "plan", "assign", "embed"))
+
+    def make(folder: Path) -> list[str]:
+        return write_selection_report(
+            folder,
+            plan=plan_of(plan),
+            assigned=assign,
+            embedded=embed,
+            chosen=read_span(Span(uri=chosen.uris()[0])),
+            clusterfit=_clusterfit(taken["cluster"], assign),
+            title=f"What was chosen: {job.target:,} frames",
+        )
+
+    libraries = ["opencv-python-headless", "scikit-learn", "threadpoolctl"]
+    done = job.step("report", None, [chosen, plan, assign, embed, taken["cluster"]], libraries, make)
+    for name in ("selection.html", "selection.json"):
+        storage.copy(done.uri(name), storage.join(job.output, name))
+    job.say("report", f"what was chosen, and from what: {storage.join(job.output, 'selection.html')}")
+
+
+def _clusterfit(clustered: Done, assigned: Done) -> dict[str, Any]:
+    """The report of the cluster step, with what its clusters tell of the attributes known so far."""
+    sampled = read_span(Span(uri=clustered.uris()[0]))
+    ids = sampled.column("sample_id").combine_chunks()
+    values: dict[str, dict[str, str | None]] = {}
+    for table in iter_tables(assigned.uris()):
+        rows = table.filter(pc.is_in(table.column("sample_id"), value_set=ids))
+        names = rows.column("sample_id").to_pylist()
+        for name in sorted({*COMPUTED, *given_names(rows)}):
+            values.setdefault(name, {}).update(zip(names, effective(rows, name).to_pylist(), strict=True))
+    return with_attributes(json.loads(storage.read_bytes(clustered.uri("report.json"))), sampled, values)
 
 
 def _judge(job: Job, chosen: Done, labels: Mapping[str, Done]) -> dict[str, Done]:
@@ -298,10 +231,12 @@ def _judge(job: Job, chosen: Done, labels: Mapping[str, Done]) -> dict[str, Done
 def _write_verdicts(folder: Path, job: Job, chosen: Done, label: Done, folds: Done, score: Done) -> list[str]:
     names = read_span(Span(uri=score.uris()[0], stop=0)).column_names
     scores = pa.concat_tables(iter_tables(score.uris(), [name for name in names if name != "student"]))
-    labels = pa.concat_tables(iter_tables(label.uris(), ["fault"]))
-    rows = read_span(Span(uri=chosen.uris()[0]))
-    attributes = sorted({*COMPUTED, *given_names(rows)})
-    groups = {n: np.array([v or "unknown" for v in effective(rows, n).to_pylist()], dtype=np.str_) for n in attributes}
+    labels = pa.concat_tables(iter_tables(label.uris(), ["fault", *mask_columns()]))
+    rows = with_masks(read_span(Span(uri=chosen.uris()[0])), labels)
+    groups = {
+        name: np.array([value or "unknown" for value in effective(rows, name).to_pylist()], dtype=np.str_)
+        for name in attribute_names(rows)
+    }
     table, summary = verdicts(scores, labels, read_span(Span(uri=folds.uris()[0])), groups, job.config.judge)
     return [*write_tables(folder, [table]), write_json(folder, "judge.json", summary)]
 
@@ -347,8 +282,8 @@ def _release(job: Job, stages: Mapping[str, Done], teacher: Weights, labelled: s
         models=_models(job, stages, teacher),
         stages=stages,
         judge=json.loads(storage.read_bytes(stages["verdict"].uri("judge.json"))),
-        plan=json.loads(storage.read_bytes(stages["plan"].uri("plan.json"))),
-        faults=_quarantine(job, stages),
+        plan=plan_of(stages["plan"]),
+        faults=quarantine(job, stages),
     )
     _, shards = _placement(job, stages["chosen"], stages["label"], stages["verdict"])
     folder, fingerprint = write(job.output, run, shards)
@@ -367,10 +302,6 @@ def _release(job: Job, stages: Mapping[str, Done], teacher: Weights, labelled: s
     )
 
 
-def _embed_work(config: Config) -> Embed:
-    return Embed(config=config.embed, scan=config.probe.scan, weights_sha256=weights_digest(config.embed))
-
-
 def _label_work(job: Job, teacher: Weights) -> Label:
     config = job.config
     return Label(
@@ -383,22 +314,10 @@ def _label_work(job: Job, teacher: Weights) -> Label:
     )
 
 
-def _brought(job: Job, name: str, given: str) -> Weights:
-    """A file that the user gave, copied to where workers can read it."""
-    file = name + PurePosixPath(given).suffix
-    digest = _sha256(given)
-
-    def make(folder: Path) -> Sequence[str]:
-        storage.write_bytes(str(folder / file), storage.read_bytes(given))
-        return [file]
-
-    return _weights(job.step(name, None, [digest], [], make), file)
-
-
 def _teacher(job: Job, labelled: str) -> Weights:
     """The checkpoint that was given, or one trained on the labelled set."""
     if job.teacher is not None:
-        return _brought(job, "teacher", str(job.teacher))
+        return brought(job, "teacher", str(job.teacher))
     config, threads = job.config.teach, job.config.driver.threads
 
     def make(folder: Path) -> Sequence[str]:
@@ -415,27 +334,12 @@ def _teacher(job: Job, labelled: str) -> Weights:
         raise InputError(f"--labelled: {error}") from error
     except TeachError as error:
         raise StageError(f"stage teach: {error}") from error
-    return _weights(done, "teacher.safetensors")
+    return weights_of(done, "teacher.safetensors")
 
 
 def _check_teacher(job: Job) -> None:
     if job.teacher is not None:
         open_teacher(job.teacher, job.config)
-
-
-def _given(job: Job, sources: Done) -> Given | None:
-    if job.attributes is None:
-        return None
-    return read_given(job.attributes, read_span(Span(uri=sources.uris()[0]), ["uri"]).column("uri").to_pylist())
-
-
-def _weights(done: Done, name: str) -> Weights:
-    return Weights(uri=done.uri(name), sha256=next(part.sha256 for part in done.parts if part.name == name))
-
-
-def _sha256(uri: str) -> str:
-    with storage.local_copy(uri) as path:
-        return sha256_file(path)
 
 
 def _models(job: Job, stages: Mapping[str, Done], teacher: Weights) -> tuple[Model, ...]:
@@ -444,20 +348,12 @@ def _models(job: Job, stages: Mapping[str, Done], teacher: Weights) -> tuple[Mod
     source = "given with --teacher" if job.teacher else "trained on the labelled set"
     made = {"source": "trained in this run", "licence": "unknown"}
     students = [row for table in iter_tables(stages["fold"].uris()) for row in table.to_pylist()]
-    network = _weights(stages["cluster"], "clusterfit.safetensors")
+    network = weights_of(stages["cluster"], "clusterfit.safetensors")
     return (
         Model(role="teacher", id=name, sha256=teacher.sha256, source=source, licence="unknown"),
         Model(role="embedder", id="clusterfit", sha256=network.sha256, **made),
         *(Model(role="student", id=row["file"], sha256=row["sha256"], **made) for row in students),
     )
-
-
-def _quarantine(job: Job, stages: Mapping[str, Done]) -> list[dict[str, object]]:
-    """Writes ``quarantine.json``: every input that was set aside, with source, stage, error class and message."""
-    faults = [dict(fault) for name in ("probe", "embed", "label") if name in stages for fault in stages[name].faults]
-    data = json.dumps(faults, indent=1, sort_keys=True, ensure_ascii=False)
-    storage.write_bytes(storage.join(job.output, "quarantine.json"), data.encode())
-    return faults
 
 
 def _check_apart(job: Job) -> None:
@@ -466,16 +362,3 @@ def _check_apart(job: Job) -> None:
     for given in job.inputs:
         if storage.is_local(given) and storage.is_local(job.output) and output.is_relative_to(Path(given).resolve()):
             raise InputError(f"--output {job.output} is inside --input {given}; choose an output elsewhere")
-
-
-def _check_room(job: Job, chosen: Done) -> None:
-    """Refuses to go on where the disk cannot hold the release, before hours are spent on it."""
-    sizes = read_span(Span(uri=chosen.uris()[0]), ["width", "height"])
-    pixels = np.dot(*(sizes.column(name).to_numpy().astype(np.int64) for name in ("width", "height")))
-    needed = int(pixels * 0.4) + chosen.rows * 40_000
-    free = storage.free_bytes(job.output)
-    if free is not None and free < needed:
-        raise StorageError(
-            f"{job.output} has {free} bytes free, but labels and shards of {chosen.rows} frames take about {needed}; "
-            "free some space or choose another --output"
-        )

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -25,6 +25,7 @@ from pipeline.errors import InputError, StageError
 from pipeline.frames import ScanConfig, content_sha256, fetch
 from pipeline.probe import opener
 from pipeline.stage import Output, Task, not_identity, read_span
+from pipeline.thin import ThinConfig, thin
 from teachers.checkpoint import CheckpointError, load_state, sha256_file
 
 DESCRIPTOR_DIMENSION = 336
@@ -51,6 +52,7 @@ class EmbedConfig:
         side: pixels of the square a timm backbone sees.
         thumbnail_side: long side, in pixels, of the stored thumbnail.
         batch: frames per forward pass; fixed, so that bits do not depend on the bundle.
+        thin: which frames of a video are left out because they show what the one before shows.
     """
 
     model: str = "descriptor"
@@ -58,6 +60,7 @@ class EmbedConfig:
     side: int = 224
     thumbnail_side: int = 128
     batch: int = 16
+    thin: ThinConfig = field(default_factory=ThinConfig)
 
     def __post_init__(self) -> None:
         for name, least in (("side", 32), ("thumbnail_side", 32), ("batch", 1)):
@@ -70,7 +73,10 @@ class EmbedConfig:
 
 
 def embedded_schema(dimension: int) -> pa.Schema:
-    """The schema of an embed part: vectors as float16, thumbnails as JPEG."""
+    """The schema of an embed part: vectors as float16, thumbnails as JPEG.
+
+    ``stands_for`` is the number of frames of its source that a row represents: itself and those thinned out after it.
+    """
     vector = pa.list_(pa.field("element", pa.float16(), nullable=False), dimension)
     return pa.schema(
         [
@@ -79,6 +85,7 @@ def embedded_schema(dimension: int) -> pa.Schema:
             pa.field("vector", vector, nullable=False),
             pa.field("thumbnail", pa.binary(), nullable=False),
             pa.field("probe_row", pa.int32(), nullable=False),
+            pa.field("stands_for", pa.int32(), nullable=False),
         ]
     )
 
@@ -88,7 +95,7 @@ class Embed:
     """The work of the embed stage; a task is one part of the probe."""
 
     name: ClassVar[str] = "embed"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = (
         "av",
         "numpy",
@@ -115,13 +122,10 @@ class Embed:
         frames = frames_of(probed, self.scan, faults, "embed")
         for batch in _batched(frames, self.config.batch):
             rows.extend(self._embed(embedder, probed, batch, faults))
-        vectors = (
-            np.stack([row.pop("vector") for row in rows]) if rows else np.zeros((0, embedder.dimension), np.float16)
-        )
-        table = _table(rows, vectors, embedder.dimension)
+        kept = _thinned(rows, probed, self.config.thin)
         return Output(
-            table=table,
-            counts={"undecodable": sum(f["items"] for f in faults)},
+            table=_table(kept, embedder.dimension),
+            counts={"undecodable": sum(f["items"] for f in faults), "thinned": len(rows) - len(kept)},
             faults=faults,
             row_group_rows=512,
             plain=["thumbnail"],
@@ -304,12 +308,26 @@ def _load_weights(model: Any, config: EmbedConfig, weights_sha256: str | None) -
     model.load_state_dict(state)
 
 
-def _table(rows: Sequence[dict[str, Any]], vectors: NDArray[np.float16], dimension: int) -> pa.Table:
+def _thinned(rows: Sequence[dict[str, Any]], probed: pa.Table, config: ThinConfig) -> list[dict[str, Any]]:
+    """The rows that stay, source by source, each with the number of frames it stands for."""
+    times, scenes = (probed.column(name).to_pylist() for name in ("frame_pts_us", "scene"))
+    kept: list[dict[str, Any]] = []
+    for _, group in itertools.groupby(rows, key=lambda row: row["source_uri"]):
+        frames = list(group)
+        at = [row["probe_row"] for row in frames]
+        pts = None if times[at[0]] is None else np.array([times[row] for row in at], np.int64)
+        vectors = np.stack([row["vector"] for row in frames])
+        stays, stands_for = thin(pts, np.array([scenes[row] for row in at], np.int32), vectors, config)
+        kept += [frames[i] | {"stands_for": int(stands_for[i])} for i in np.flatnonzero(stays)]
+    return kept
+
+
+def _table(rows: Sequence[dict[str, Any]], dimension: int) -> pa.Table:
     schema = embedded_schema(dimension)
+    vectors = np.array([row["vector"] for row in rows], np.float16)
     flat = pa.array(vectors.reshape(-1), pa.float16())
-    vector = pa.FixedSizeListArray.from_arrays(flat, type=schema.field("vector").type)
-    columns = {"vector": vector}
-    for name in ("sample_id", "source_uri", "thumbnail", "probe_row"):
+    columns = {"vector": pa.FixedSizeListArray.from_arrays(flat, type=schema.field("vector").type)}
+    for name in ("sample_id", "source_uri", "thumbnail", "probe_row", "stands_for"):
         columns[name] = pa.array([row[name] for row in rows], schema.field(name).type)
     return pa.Table.from_arrays([columns[name] for name in schema.names], schema=schema)
 

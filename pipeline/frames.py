@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from manifests.image import DEFAULT_LIMITS, DecodedImage, ImageLimits, decode_image, image_format
+from pipeline.motion import Grid, Motion
 from pipeline.video import BrokenError, Video, container_format, native
 
 Opener = Callable[[], BinaryIO]
@@ -142,6 +143,8 @@ class Frame:
         orientation: EXIF orientation 1..8 that was applied; clockwise turns of a video by 0/90/180/270 are 1/6/3/8.
         scene: number of the scene within the source, from 0.
         motion: mean absolute luma difference (0..1) to the frame decoded just before; None for stills and first frames.
+        motion_grid: velocities since the frame decoded just before, as `pipeline.motion` has them; None for stills,
+            first frames of a video or scene, and where the size of the frames changes.
     """
 
     index: int
@@ -150,6 +153,7 @@ class Frame:
     orientation: int
     scene: int
     motion: float | None
+    motion_grid: Grid | None = None
 
 
 class FetchError(ValueError):
@@ -435,11 +439,13 @@ def _histogram_distance(a: Pixels, b: Pixels) -> float:
 
 def _video_frames(handle: BinaryIO, uri: str, config: ScanConfig, tally: Tally) -> Iterator[Frame]:
     with contextlib.closing(_video(handle, config)) as video:
-        clock, sampler = _Clock(video.rate), _Sampler(config)
+        clock, sampler, motion = _Clock(video.rate), _Sampler(config), Motion(video)
         for index, picture in enumerate(video.frames()):
             thumbnail = video.thumbnail(picture)
             time = clock.tell(picture)
-            if not sampler.takes(time, thumbnail):
+            taken = sampler.takes(time, thumbnail)
+            motion.see(picture, time, sampler.scene)
+            if not taken:
                 tally.read += 1
                 tally.not_sampled += 1
                 continue
@@ -458,6 +464,7 @@ def _video_frames(handle: BinaryIO, uri: str, config: ScanConfig, tally: Tally) 
                 orientation=orientation,
                 scene=sampler.scene,
                 motion=sampler.motion,
+                motion_grid=motion.grid(),
             )
         if video.promised not in (0, video.decoded):
             tally.notes.append(f"{uri}: the container promises {video.promised} frames and holds {video.decoded}")

@@ -136,6 +136,45 @@ def plus_plus_seeds(
     return np.array(chosen, np.int64)
 
 
+def greedy_seeds(
+    vectors: NDArray[np.float32], k: int, *, rng: np.random.Generator, rows: int = 1 << 16
+) -> NDArray[np.int64]:
+    """Greedy k-means++ (Arthur & Vassilvitskii 2007, section 7): of 2 + ln k candidates the one that lowers most stays.
+
+    It costs as many times more than ``plus_plus_seeds``, and leaves dense regions with fewer seeds: candidates in a
+    region that holds none lower the sum of squared distances most.
+
+    Args:
+        vectors: (N, D), all different.
+        k: number of seeds, <= N.
+        rng: draws the candidates.
+        rows: most rows worked on at a time.
+
+    Returns:
+        (k,) different row numbers.
+    """
+    squares = np.einsum("nd,nd->n", vectors, vectors)
+    chosen = [int(rng.integers(len(vectors)))]
+    left = np.full(len(vectors), np.inf, np.float32)
+    _lower(left, vectors, squares, chosen, rows)
+    while len(chosen) < k and left.max() > 0:
+        total = np.cumsum(left, dtype=np.float64)
+        drawn = np.searchsorted(total, rng.random(2 + int(np.log(k))) * total[-1], side="right")
+        drawn = np.minimum(drawn, np.flatnonzero(left)[-1])
+        sums = np.zeros(len(drawn), np.float64)
+        for start in range(0, len(vectors), rows):
+            part = slice(start, start + rows)
+            distance = vectors[drawn] @ vectors[part].T
+            distance *= -2
+            distance += squares[part]
+            distance += squares[drawn, None]
+            np.clip(distance, 0, left[part], out=distance)
+            sums += distance.sum(axis=1, dtype=np.float64)
+        chosen.append(int(drawn[sums.argmin()]))
+        _lower(left, vectors, squares, chosen[-1:], rows)
+    return _fill(chosen, k, len(vectors))
+
+
 def farthest_seeds(vectors: NDArray[np.float32], k: int, *, rows: int = 1 << 16) -> NDArray[np.int64]:
     """Farthest first (Gonzalez 1985), from the row nearest to the mean; (k,) different row numbers."""
     squares = np.einsum("nd,nd->n", vectors, vectors)

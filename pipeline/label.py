@@ -23,6 +23,9 @@ from pipeline import storage
 from pipeline.embed import encode_jpeg, frames_of, shrink
 from pipeline.errors import InputError, StageError
 from pipeline.frames import ScanConfig
+from pipeline.known import MASK, MASK_CONFIDENCE
+from pipeline.mask_attributes import MASK_ATTRIBUTES, mask_attributes
+from pipeline.motion import Grid, decode_grid
 from pipeline.stage import Output, Span, Task, not_identity, read_span
 from teachers.backend import TeacherConfig, load_teacher
 from teachers.teacher import Person, Prediction, Teacher, TeacherError
@@ -40,9 +43,14 @@ LABELLED = pa.schema(
         pa.field("boundary_uncertainty", pa.float32()),
         pa.field("n_persons", pa.int16()),
         pa.field("persons", pa.list_(pa.field("element", PERSON, nullable=False))),
+        *(pa.field(MASK + name, pa.string()) for name in MASK_ATTRIBUTES),
+        *(pa.field(MASK_CONFIDENCE + name, pa.float32()) for name in MASK_ATTRIBUTES),
         pa.field("fault", pa.string()),
     ]
 )
+
+
+_READ = ("sample_id", "source_uri", "media_kind", "frame_index", "content_sha256", "motion_grid")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,7 +87,7 @@ class Label:
     """
 
     name: ClassVar[str] = "label"
-    version: ClassVar[int] = 2
+    version: ClassVar[int] = 3
     libraries: ClassVar[tuple[str, ...]] = (
         "av", "numpy", "onnxruntime", "opencv-python-headless", "pillow", "pyarrow", "torch", "torchvision",
     )  # fmt: skip
@@ -101,7 +109,7 @@ class Label:
 
     def _run(self, teacher: Teacher, task: Task) -> Output:
         span = task.spans[0]
-        chosen = read_span(span, ["sample_id", "source_uri", "media_kind", "frame_index", "content_sha256"])
+        chosen = read_span(span, _READ)
         faults: list[dict[str, Any]] = []
         labels: dict[int, dict[str, Any]] = {}
         batch: list[tuple[int, NDArray[np.uint8]]] = []
@@ -128,7 +136,10 @@ class Label:
             uris = ", ".join(dict.fromkeys(chosen.column("source_uri").take([row for row, _ in batch]).to_pylist()))
             raise StageError(f"{error}; the images are frames of {uris}; try another teacher or precision") from error
         pairs = zip(batch, predictions, strict=True)
-        return {row: _columns(pixels, prediction, self.config.student_side) for (row, pixels), prediction in pairs}
+        return {
+            row: _columns(pixels, prediction, self.config.student_side, _grid(chosen, row))
+            for (row, pixels), prediction in pairs
+        }
 
 
 def label_spans(uri: str, rows: int, config: LabelConfig) -> list[tuple[Span, ...]]:
@@ -143,9 +154,16 @@ def resize_soft(soft: NDArray[np.float32], height: int, width: int) -> NDArray[n
     return np.clip(cv2.resize(soft, (width, height), interpolation=method), 0, 1).astype(np.float32)
 
 
-def _columns(pixels: NDArray[np.uint8], prediction: Prediction, side: int) -> dict[str, Any]:
+def _grid(chosen: pa.Table, row: int) -> Grid | None:
+    """How the video moves at a chosen frame; None for stills, first frames, and tables that do not have it."""
+    data = chosen.column("motion_grid")[row].as_py() if "motion_grid" in chosen.column_names else None
+    return None if data is None else decode_grid(data)
+
+
+def _columns(pixels: NDArray[np.uint8], prediction: Prediction, side: int, grid: Grid | None) -> dict[str, Any]:
     mask = prediction.probability >= 0.5
     picture = shrink(pixels, side)
+    told = mask_attributes(pixels, prediction.probability, prediction.persons, grid)
     return {
         "picture": encode_jpeg(picture, 90),
         "soft": encode_soft(resize_soft(prediction.probability, *picture.shape[:2])),
@@ -156,6 +174,8 @@ def _columns(pixels: NDArray[np.uint8], prediction: Prediction, side: int) -> di
         "boundary_uncertainty": prediction.boundary_uncertainty,
         "n_persons": None if prediction.persons is None else len(prediction.persons),
         "persons": None if prediction.persons is None else [_person(person) for person in prediction.persons],
+        **{MASK + name: value for name, (value, _) in told.items()},
+        **{MASK_CONFIDENCE + name: confidence for name, (_, confidence) in told.items()},
     }
 
 

@@ -18,6 +18,7 @@ from pipeline import storage
 from pipeline.attributes import COMPUTED, computed_attributes
 from pipeline.errors import CurateError
 from pipeline.frames import MEDIA_SUFFIXES, Fault, Frame, ScanConfig, Tally, content_sha256, dhash64, scan, sniff
+from pipeline.motion import GRID_BYTES, encode_grid
 from pipeline.stage import Output, Span, Task, read_span
 
 PROBED = pa.schema(
@@ -35,6 +36,7 @@ PROBED = pa.schema(
         pa.field("scene", pa.int32(), nullable=False),
         pa.field("dhash64", pa.uint64(), nullable=False),
         *(pa.field(name, pa.string()) for name in sorted(COMPUTED)),
+        pa.field("motion_grid", pa.binary(GRID_BYTES)),
     ]
 )
 _CHUNK = 1 << 20
@@ -62,7 +64,7 @@ class Probe:
     """The work of the probe stage; a task is a span of the table of sources."""
 
     name: ClassVar[str] = "probe"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("av", "numpy", "opencv-python-headless", "pillow", "pyarrow")
 
     config: ScanConfig
@@ -179,7 +181,8 @@ def _row(uri: str, digest: bytes, kind: str, frame: Frame) -> dict[str, Any]:
         "exif_orientation": frame.orientation,
         "scene": frame.scene,
         "dhash64": dhash64(frame.pixels),
-        **computed_attributes(frame.pixels, frame.motion),
+        **computed_attributes(frame.pixels, frame.motion, frame.motion_grid),
+        "motion_grid": None if frame.motion_grid is None else encode_grid(frame.motion_grid),
     }
 
 

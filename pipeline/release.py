@@ -37,9 +37,10 @@ from manifests.release import (
 from manifests.schema import EVIDENCE, SCHEMA_NAMES, SCHEMA_VERSION, embedding_schema, manifest_schema
 from manifests.shard import aspect_bucket, encode_parquet
 from pipeline import storage
-from pipeline.assign import GIVEN, effective
 from pipeline.attributes import COMPUTED
 from pipeline.errors import StageError
+from pipeline.known import GIVEN, MASK, MASK_CONFIDENCE, effective, mask_columns, with_masks
+from pipeline.mask_attributes import MASK_ATTRIBUTES
 from pipeline.publish import PUBLISHED, SPLITS, Shard, split_of
 from pipeline.stage import Done, Span, identity, iter_tables, read_span
 
@@ -171,13 +172,14 @@ def count_items(stages: Mapping[str, Done], decisions: Sequence[str]) -> Counts:
     probed = stages["probe"].counts
     found = Counter(decisions)
     undecodable = probed["undecodable"] + stages["embed"].counts.get("undecodable", 0)
-    duplicate = probed["duplicate"] + sum(t.num_rows for t in iter_tables(stages["dedupe"].uris()))
+    duplicate = probed["duplicate"] + stages["embed"].counts.get("thinned", 0)
+    duplicate += sum(t.num_rows for t in iter_tables(stages["dedupe"].uris()))
     pool = stages["assign"].rows
     return Counts(
         read=probed["read"],
         undecodable=undecodable,
         duplicate=duplicate,
-        not_sampled=probed["not_sampled"] + pool - len(decisions),
+        not_sampled=probed["not_sampled"] + stages["assign"].counts["capped"] + pool - len(decisions),
         dropped=found["drop"],
         held=found["hold"],
         kept=found["keep"],
@@ -194,7 +196,7 @@ def _columns(run: Run) -> pa.Table:
     labels = pa.concat_tables(
         iter_tables(
             run.stages["label"].uris(),
-            [*_SAID, "mask_area_px", "mask_components", "fault"],
+            [*_SAID, *mask_columns(), "mask_area_px", "mask_components", "fault"],
         )
     )
     scores = pa.concat_tables(
@@ -236,7 +238,7 @@ def _manifest(
         "aspect_bucket": [aspect_bucket(w, h) for w, h in _sizes(chosen)],
         "group_id": groups,
         "embedding_model": pa.repeat(pa.scalar(run.embedder), rows),
-        "attr": _attr(chosen, names),
+        "attr": _attr(with_masks(chosen, labels), names),
         "label_source": pc.if_else(labelled, "pseudo", "none"),
         "teacher_id": pa.repeat(pa.scalar(teacher.id), rows),
         "teacher_sha256": pa.repeat(pa.scalar(bytes.fromhex(teacher.sha256), pa.binary(32)), rows),
@@ -249,8 +251,8 @@ def _manifest(
         "verdict": verdicts.column("verdict"),
         "judge": _judge(chosen, scores, verdicts),
         "quota_cell": chosen.column("cell"),
-        "sampling_weight": pc.divide(1.0, chosen.column("inclusion_prob")),
-        "sampling_round": pa.repeat(pa.scalar(1, pa.int16()), rows),
+        "sampling_weight": pc.divide(chosen.column("stands_for").cast(pa.float64()), chosen.column("inclusion_prob")),
+        "sampling_round": pa.repeat(pa.scalar(run.config.select.rounds, pa.int16()), rows),
         "split": [keep[d] or split_of(g, run.seed, run.config.publish) for d, g in zip(decision, groups, strict=True)],
         "licence": pa.repeat(pa.scalar(run.config.publish.licence), rows),
         "consent_status": pa.repeat(pa.scalar(run.config.publish.consent), rows),
@@ -274,7 +276,7 @@ def _column(columns: Mapping[str, Any], field: pa.Field, rows: int) -> Any:
 
 
 def _attribute_names(run: Run) -> list[str]:
-    return sorted({*COMPUTED, *run.given})
+    return sorted({*COMPUTED, *MASK_ATTRIBUTES, *run.given})
 
 
 def _attr(chosen: pa.Table, names: Sequence[str]) -> pa.StructArray:
@@ -284,13 +286,21 @@ def _attr(chosen: pa.Table, names: Sequence[str]) -> pa.StructArray:
     for name in names:
         values = effective(chosen, name).combine_chunks()
         given = chosen.column(GIVEN + name).combine_chunks() if GIVEN + name in chosen.column_names else nothing
-        from_user = pc.is_valid(given)
+        from_user, from_mask = pc.is_valid(given), _told_by_mask(chosen, name)
         provenance = pc.if_else(from_user, "source", pc.if_else(pc.is_valid(values), "model", "unknown"))
-        pixels = pc.if_else(pc.is_valid(values), "pixels", pa.scalar(None, pa.string()))
-        source = pc.if_else(from_user, "attributes file", pixels)
-        parts = [values, provenance, pa.nulls(len(values), pa.float32()), source]
+        computed = pc.if_else(pc.is_valid(values), "pixels", pa.scalar(None, pa.string()))
+        source = pc.if_else(from_user, "attributes file", pc.if_else(from_mask, "mask", computed))
+        unsure = pa.nulls(len(values), pa.float32())
+        confidence = chosen.column(MASK_CONFIDENCE + name).combine_chunks() if name in MASK_ATTRIBUTES else unsure
+        parts = [values, provenance, pc.if_else(from_user, unsure, confidence), source]
         arrays.append(pa.StructArray.from_arrays(parts, fields=list(kind.field(name).type)))
     return pa.StructArray.from_arrays(arrays, fields=list(kind))
+
+
+def _told_by_mask(chosen: pa.Table, name: str) -> pa.Array:
+    if name not in MASK_ATTRIBUTES:
+        return pa.repeat(pa.scalar(False), chosen.num_rows)
+    return pc.is_valid(chosen.column(MASK + name).combine_chunks())
 
 
 def _judge(chosen: pa.Table, scores: pa.Table, verdicts: pa.Table) -> pa.StructArray:
@@ -345,7 +355,7 @@ def _evidence(table: pa.Table, run: Run) -> pa.Table:
             "provenance": pc.struct_field(attribute, "provenance"),
             "source_id": pc.struct_field(attribute, "source_id"),
             "source_sha256": table.column("source_sha256"),
-            "confidence": pa.nulls(table.num_rows, pa.float32()),
+            "confidence": pc.struct_field(attribute, "confidence"),
             "recorded_at": pa.repeat(pa.scalar(recorded, pa.timestamp("us", tz="UTC")), table.num_rows),
         }
         parts.append(pa.table([rows[field.name] for field in EVIDENCE], schema=EVIDENCE))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,25 @@ import pyarrow.parquet as pq
 from manifests.release import canonical_json
 from manifests.shard import encode_parquet
 from pipeline import storage
-from pipeline.stage import Done, Part, fingerprint, read_manifest, write_manifest
+from pipeline.stage import Done, Part, fingerprint, not_identity, read_manifest, write_manifest
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Weights:
+    """A file of weights and its content.
+
+    Attributes:
+        uri: where it is (no identity: the content is).
+        sha256: of its bytes.
+    """
+
+    uri: str = not_identity()
+    sha256: str
+
+
+def weights_of(done: Done, name: str) -> Weights:
+    """A file of a finished step."""
+    return Weights(uri=done.uri(name), sha256=next(part.sha256 for part in done.parts if part.name == name))
 
 
 def run_step(

@@ -83,7 +83,7 @@ class Video:
         self._limits = limits
         self._most = max_frames
         self._bytes = handle.seek(0, io.SEEK_END)
-        self._small, self._full = VideoReformatter(), VideoReformatter()
+        self._small, self._reduced, self._full = VideoReformatter(), VideoReformatter(), VideoReformatter()
         self.decoded = 0
         handle.seek(0)
         name = container_format(handle.read(32))
@@ -179,11 +179,23 @@ class Video:
             small = self._small.reformat(frame, 64, 36, "gray", interpolation=_SCALING, threads=1)
             return _bytes(small)
 
+    def reduced(self, frame: av.VideoFrame, long_side: int) -> NDArray[np.uint8]:
+        """(h, w, 3) uint8 RGB upright, with the longer side at most `long_side`; without making the full picture."""
+        scale = min(1.0, long_side / max(frame.width, frame.height))
+        width, height = (max(1, round(side * scale)) for side in (frame.width, frame.height))
+        with native("the frame cannot be converted"):
+            small = self._reduced.reformat(frame, width, height, "rgb24", interpolation=_SCALING, threads=1)
+            return upright(_bytes(small), _orientation(frame))
+
     def pixels(self, frame: av.VideoFrame) -> tuple[NDArray[np.uint8], int]:
         """(H, W, 3) uint8 RGB upright, and the orientation applied."""
         with native("the frame cannot be converted"):
-            orientation = _ORIENTATIONS[round(frame.rotation / 90) * 90 % 360]
+            orientation = _orientation(frame)
             return upright(_bytes(self._full.reformat(frame, format="rgb24", threads=1)), orientation), orientation
+
+
+def _orientation(frame: av.VideoFrame) -> int:
+    return _ORIENTATIONS[round(frame.rotation / 90) * 90 % 360]
 
 
 def _bytes(frame: av.VideoFrame) -> NDArray[np.uint8]:

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import datasets
@@ -218,3 +219,29 @@ def test_an_output_inside_an_input_is_refused(
     flags[flags.index("--input") + 1] = str(tmp_path / "in")
     assert main(flags) == 1
     assert "is inside --input" in capsys.readouterr().err
+
+
+def test_two_rounds_choose_by_what_masks_tell_and_end_with_the_same_bytes(
+    world: Path, config: Path, tmp_path: Path
+) -> None:
+    told = tmp_path / "curate.toml"
+    told.write_text(
+        config.read_text()
+        + '\n[select]\nrounds = 2\noversample = 1.3\nper_source = 3\nattributes = ["subject_scale", "sharpness"]\n'
+        + 'pairs = [["subject_scale", "sharpness"]]\n[select.targets]\nsharpness = "proportional"\n'
+        + "subject_scale = { small = 1, medium = 2, large = 1 }\n"
+    )
+    few = ["--target-size", "12"]
+    assert main([*arguments(world, told, tmp_path / "one"), *few]) == 0
+    folder = release_of(tmp_path / "one")
+    assert verify_release(folder) == []
+    rows = [row for path in sorted(folder.glob("[md]*/*.parquet")) for row in pq.read_table(path).to_pylist()]
+    assert len(rows) == 12
+    assert {row["sampling_round"] for row in rows} == {2}
+    assert max(Counter(row["source_uri"] for row in rows).values()) <= 3
+    assert all(0 < row["inclusion_prob"] <= 1 for row in rows)
+    assert all(row["sampling_weight"] >= 1 / row["inclusion_prob"] - 1e-9 for row in rows)
+    page = (tmp_path / "one" / "selection.html").read_text()
+    assert "subject_scale" in page
+    assert main([*arguments(world, told, tmp_path / "two", "--workers", "2"), *few]) == 0
+    assert contents(tmp_path / "one") == contents(tmp_path / "two")

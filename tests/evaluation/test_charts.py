@@ -14,7 +14,10 @@ from evaluation.charts import (
     Point,
     axis_of,
     bars,
+    cloud,
+    cumulative,
     curves,
+    hue,
     hundredfold,
     legend,
     scale,
@@ -148,6 +151,45 @@ def test_bars_are_shares_of_the_longest() -> None:
     widths = [rect.get("width") for rect in _parsed(bars([0.25, 0.5], 0.5)).findall("rect")]
     assert widths == ["50%", "100%"]
     assert len(_parsed(bars([None, 0.5], 0.5)).findall("rect")) == 1
+
+
+def test_a_mark_crosses_the_bars_at_its_share() -> None:
+    line = _parsed(bars([0.25, 0.5], 0.5, 0.125)).find("line")
+    assert line is not None
+    assert (line.get("x1"), line.get("x2")) == ("25%", "25%")
+    assert _parsed(bars([0.25, 0.5], 0.5)).find("line") is None
+
+
+def test_a_cumulative_line_of_equal_steps_is_the_diagonal() -> None:
+    root = _parsed(cumulative([np.linspace(0, 1, 5)], "label", ("x", "y")))
+    path, line = root.find(".//path"), root.find(".//line[@class='r']")
+    assert path is not None
+    assert path.get("d") == "M0 1000h0L250 750L500 500L750 250L1000 0"
+    assert line is not None
+    assert [line.get(key) for key in ("x1", "y1", "x2", "y2")] == ["0", "100%", "100%", "0"]
+
+
+def test_a_cloud_shows_every_point_and_names_the_first_layers() -> None:
+    rng = np.random.default_rng(0)
+    layers = [(f"<g{at}>", at, rng.random((at, 2))) for at in range(4)]
+    text = cloud(rng.random((7, 2)), layers, "label", named=2)
+    root = _parsed(text)
+    assert [path.get("d", "").count("M") for path in root.findall(".//path")] == [7, 0, 1, 2, 3]
+    assert [name.text for name in root.findall(".//text")] == ["<g1>"]
+    assert "<g1>" not in text
+
+
+def test_the_second_coordinate_of_a_cloud_points_upwards() -> None:
+    path = _parsed(cloud(np.array([[0.25, 1.0]]), [], "label")).find(".//path")
+    assert path is not None
+    assert path.get("d") == "M250 0h0"
+
+
+def test_neighbouring_hues_are_far_apart() -> None:
+    angles = [float(re.findall(r"[\d.]+", hue(at))[0]) for at in range(40)]
+    gaps = np.abs(np.diff(angles))
+    assert min(np.minimum(gaps, 360 - gaps)) > 100
+    assert len(set(angles)) == 40
 
 
 def test_a_legend_tells_lines_apart_without_colour() -> None:

@@ -16,8 +16,10 @@ from evaluation.temporal import (
     curve,
     cuts,
     excess,
+    is_cut,
     lag_test,
     lagged,
+    look,
     mean,
     paired_frames,
     statistics,
@@ -181,6 +183,19 @@ def test_cuts_are_found_where_the_scene_changes_and_not_where_people_move() -> N
     assert cuts(frames[:1]) == cuts([]) == []
     with pytest.raises(ValueError, match="frames must be"):
         cuts([np.zeros((4, 4), np.uint8)])
+
+
+def test_cuts_are_where_two_looks_say_so_and_both_ways_agree() -> None:
+    rng = np.random.default_rng(1)
+    frames = [np.clip(rng.integers(0, 60, (20, 30, 3)) + level, 0, 255).astype(np.uint8) for level in (0, 9, 90, 96)]
+    looks = [look(frame) for frame in frames]
+    found = [t for t in range(1, 4) if is_cut(looks[t - 1], looks[t])]
+    assert found == cuts(frames)
+    assert 2 in found
+    for before, now in itertools.product(looks, looks):
+        assert is_cut(before, now) == is_cut(now, before)
+        assert not is_cut(before, now, histogram=1.0, thumbnail=1.0)
+    assert not is_cut(looks[0], looks[0], histogram=0.0, thumbnail=0.0)
 
 
 def test_labelled_clips_have_no_cut_inside_and_one_between(data: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.assign import Assign, Select, Weights, choose, plan_selection
+from pipeline.assign import Assign, Select, choose, plan_selection
 from pipeline.cluster import ClusterConfig, cluster
 from pipeline.clusterfit import ClusterFitConfig
 from pipeline.dedupe import dedupe
@@ -17,15 +17,16 @@ from pipeline.duplicates import DuplicateConfig
 from pipeline.embed import Embed, EmbedConfig
 from pipeline.frames import ScanConfig
 from pipeline.probe import Probe
-from pipeline.select import SelectConfig
+from pipeline.quota import SelectConfig
 from pipeline.sources import list_sources
 from pipeline.stage import Done, Part, Span, Task, Work, collect, iter_tables, run_task, write_manifest
-from pipeline.step import write_json, write_tables
+from pipeline.step import Weights, write_json, write_tables
 from tests.pipeline.media import jpeg, moving, video
 
 SCAN = ScanConfig()
 SMALL = ClusterConfig(fit_per_cluster=6, per_cluster=6, fit=ClusterFitConfig(side=32, steps=4, batch=8))
 SEED = 5
+BALANCED = ("lighting_level", "sharpness")
 
 
 def finish(work: Work, folder: Path, spans: Sequence[tuple[Span, ...]]) -> Done:
@@ -77,7 +78,8 @@ def chain(folder: Path, inputs: Path, cuts: Sequence[int], given: Path | None = 
         tree=Weights(uri=str(clustered / "tree.safetensors"), sha256="t"),
         given=Weights(uri=str(given), sha256="g") if given else None,
         sources=listed,
-        balanced=("lighting_level", "sharpness"),
+        balanced=BALANCED,
+        per_source=0,
         seed=SEED,
     )
     triples = zip(embedded.uris(), probed.uris(), deduped.uris(), strict=True)
@@ -87,7 +89,7 @@ def chain(folder: Path, inputs: Path, cuts: Sequence[int], given: Path | None = 
 
 def taken(folder: Path, assigned: Done, target: int) -> tuple[pa.Table, dict[str, Any]]:
     folder.mkdir()
-    plan = plan_selection(assigned, target, SelectConfig())
+    plan = plan_selection(assigned, target, SelectConfig(), BALANCED)
     write_json(folder, "plan.json", plan)
     work = Select(plan=Weights(uri=str(folder / "plan.json"), sha256="p"))
     selected = finish(work, folder / "select", [(Span(uri=uri),) for uri in assigned.uris()])

@@ -24,7 +24,7 @@ from pipeline.frames import (
 )
 
 Pixels = NDArray[np.uint8]
-CODING = {"libx264": {"crf": "10", "bf": "0", "g": "5"}}
+CODING = {"libx264": {"crf": "10", "bf": "0", "g": "5", "threads": "1"}}
 EVERY = ScanConfig(rate_hz=1000, still=0.0, blank=0.0)
 
 

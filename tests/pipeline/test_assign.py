@@ -9,12 +9,8 @@ import numpy as np
 import pytest
 
 from pipeline.assign import (
-    GIVEN,
-    Weights,
     balanced_attributes,
     cell_counts,
-    effective,
-    given_names,
     group_column,
     plan_selection,
 )
@@ -22,9 +18,14 @@ from pipeline.attributes import COMPUTED, Given
 from pipeline.cluster import load_tree
 from pipeline.embed import vectors_of
 from pipeline.errors import InputError
-from pipeline.select import SelectConfig, cell_name, selection_key
+from pipeline.known import GIVEN, effective, given_names
+from pipeline.quota import OF_SOURCE, SelectConfig
+from pipeline.select import cell_name, selection_key
 from pipeline.stage import Span
+from pipeline.step import Weights
 from tests.pipeline.chains import SEED, Chain, finish, rows_of, taken
+
+PLAIN = SelectConfig(source_weight=0)
 
 
 def test_every_frame_that_is_no_duplicate_has_one_cell(whole: Chain) -> None:
@@ -35,12 +36,12 @@ def test_every_frame_that_is_no_duplicate_has_one_cell(whole: Chain) -> None:
     vectors = vectors_of(table)
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=2e-3)
     for row, vector in zip(table.to_pylist(), vectors, strict=True):
-        group, cell = row["cluster_path"]
-        assert group == tree.parents[cell]
+        group, cluster, cell = row["cluster_path"]
+        assert (group, cluster) == (tree.groups[cell], tree.clusters[cell])
         assert float(vector @ tree.cells[cell]) >= float((tree.cells @ vector).max()) - 5e-3
         assert 0 <= row["cluster_distance"] <= 2
         assert row["key"] == selection_key(SEED, row["sample_id"])
-        assert row["cell"] == cell_name((group, cell), (row["lighting_level"], row["sharpness"]))
+        assert row["cell"] == cell_name((group, cluster, cell), (row["lighting_level"], row["sharpness"]))
     assert group_column(table).tolist() == [path[0] for path in table.column("cluster_path").to_pylist()]
 
 
@@ -53,7 +54,7 @@ def test_the_cut_into_tasks_changes_no_cell(whole: Chain, cut: Chain) -> None:
     assert cell_counts(whole.assigned) == cell_counts(cut.assigned)
 
 
-@pytest.mark.parametrize("target", [1, 7, 20])
+@pytest.mark.parametrize("target", [1, 7, 15])
 def test_the_choice_is_exact_and_the_same_for_any_cut(whole: Chain, cut: Chain, tmp_path: Path, target: int) -> None:
     chosen, plan = taken(tmp_path / "whole", whole.assigned, target)
     other, _ = taken(tmp_path / "cut", cut.assigned, target)
@@ -107,17 +108,22 @@ def test_what_the_user_gave_goes_before_what_was_computed(whole: Chain, tmp_path
         name = Path(uri).name
         assert light[row] == ("given dim" if name == "v1.mp4" else before[row])
         assert place[row] == {"v1.mp4": "kitchen", "s12.jpg": "office"}.get(name)
-        assert json.loads(table.column("cell")[row].as_py())[2:] == [light[row], place[row]]
+        assert json.loads(table.column("cell")[row].as_py())[3:] == [light[row], place[row]]
     assert effective(table, "nowhere").null_count == table.num_rows
     assert GIVEN + "place" in table.column_names
 
 
 def test_attributes_to_balance_are_known_ones() -> None:
     given = Given(names=("place",), values={})
-    assert balanced_attributes(SelectConfig(), None) == tuple(sorted(COMPUTED))
-    assert balanced_attributes(SelectConfig(), given) == tuple(sorted([*COMPUTED, "place"]))
-    assert balanced_attributes(SelectConfig(attributes=("sharpness", "place")), given) == ("place", "sharpness")
+    assert balanced_attributes(SelectConfig(), given) == tuple(sorted([*COMPUTED, "place", OF_SOURCE]))
+    assert balanced_attributes(PLAIN, None) == tuple(sorted(COMPUTED))
+    assert balanced_attributes(PLAIN, given) == tuple(sorted([*COMPUTED, "place"]))
+    assert balanced_attributes(SelectConfig(attributes=("sharpness", "place"), source_weight=0), given) == (
+        "place",
+        "sharpness",
+    )
     with pytest.raises(
-        InputError, match=r"select\.attributes names 'place', which is not known; known are aspect_ratio"
+        InputError,
+        match=r"\[select\] names 'place', which is not known; known are aspect_ratio",
     ):
         balanced_attributes(SelectConfig(attributes=("place",)), None)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from pipeline.attributes import COMPUTED, Given, computed_attributes, is_dead, read_given
 from pipeline.errors import InputError, StorageError
+from pipeline.motion import Grid
 from tests.pipeline.media import texture
 
 SOURCES = ["/data/a/one.mp4", "/data/a/two.mp4", "/data/b/two.mp4", "gs://bucket/three.mp4"]
@@ -33,13 +34,37 @@ def checkers(side: int, height: int = 480, width: int = 640) -> NDArray[np.uint8
 # Computed -------------------------------------------------------------------------------------------------------------
 
 
+def grid_of(speed: float) -> Grid:
+    grid = np.zeros((16, 16, 2), np.float16)
+    grid[..., 0] = speed
+    return grid
+
+
 @settings(max_examples=40)
 @given(st.integers(0, 99), st.integers(32, 1500), st.integers(32, 1500), st.one_of(st.none(), st.floats(0, 1)))
 def test_every_attribute_has_a_class_of_its_own(seed: int, height: int, width: int, motion: float | None) -> None:
-    found = computed_attributes(texture(seed, height, width), motion)
+    found = computed_attributes(texture(seed, height, width), motion, None if motion is None else grid_of(motion))
     assert sorted(found) == sorted(COMPUTED)
-    for name, value in found.items():
-        assert value in COMPUTED[name] or (name == "frame_motion" and value is None and motion is None)
+    unknown = {name for name, value in found.items() if value is None}
+    assert unknown <= {"color_temperature"} | (set() if motion is not None else {"camera_motion", "frame_motion"})
+    for name in set(found) - unknown:
+        assert found[name] in COMPUTED[name]
+
+
+@settings(max_examples=25)
+@given(st.integers(0, 99), st.integers(1, 60), st.integers(1, 60))
+def test_tiny_frames_and_noise_have_classes(seed: int, height: int, width: int) -> None:
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8)
+    found = computed_attributes(pixels, 0.1, grid_of(0.1))
+    assert all(value in (*COMPUTED[name], None) for name, value in found.items())
+
+
+@settings(max_examples=20)
+@given(st.integers(0, 99), st.integers(60, 700), st.integers(60, 700))
+def test_a_mirrored_picture_has_the_same_compression_noise(seed: int, height: int, width: int) -> None:
+    pixels = texture(seed, height, width)
+    both = [computed_attributes(p, None)["compression_noise"] for p in (pixels, pixels[:, ::-1].copy())]
+    assert both[0] == both[1]
 
 
 @pytest.mark.parametrize(
@@ -89,19 +114,49 @@ def test_the_background_is_as_complex_as_it_has_edges(side: int, level: str) -> 
 
 
 @pytest.mark.parametrize(
-    ("motion", "level"),
-    [
-        (0.0, "still"),
-        (0.0039, "still"),
-        (0.004, "slow"),
-        (0.02, "moderate"),
-        (0.035, "fast"),
-        (1.0, "fast"),
-        (None, None),
-    ],
+    ("speed", "level"), [(0.0, "static"), (0.007, "static"), (0.02, "handheld"), (0.09, "handheld"), (0.2, "moving")]
 )
-def test_motion_is_unknown_for_stills_and_a_class_otherwise(motion: float | None, level: str | None) -> None:
-    assert computed_attributes(texture(1), motion)["frame_motion"] == level
+def test_what_the_whole_frame_does_is_the_cameras(speed: float, level: str) -> None:
+    found = computed_attributes(texture(1), None, grid_of(speed))
+    assert (found["camera_motion"], found["frame_motion"]) == (level, "still")
+
+
+@pytest.mark.parametrize(
+    ("speed", "level"), [(0.01, "still"), (0.04, "slow"), (0.15, "moderate"), (0.5, "fast"), (3.0, "fast")]
+)
+@pytest.mark.parametrize("pan", [0.0, 0.05])
+def test_what_a_part_of_the_frame_does_is_its_own(speed: float, level: str, pan: float) -> None:
+    grid = grid_of(pan)
+    grid[6:15, 5:11, 1] = speed
+    found = computed_attributes(texture(1), None, grid)
+    assert (found["camera_motion"], found["frame_motion"]) == ("handheld" if pan else "static", level)
+
+
+def test_a_still_tells_no_motion() -> None:
+    found = computed_attributes(texture(1), None)
+    assert found["camera_motion"] is found["frame_motion"] is None
+
+
+@pytest.mark.parametrize(
+    ("gains", "level"),
+    [((1, 1, 1), "neutral"), ((1, 0.9, 0.78), "warm"), ((0.85, 0.94, 1), "cool"), ((0.2, 1, 0.2), None)],
+)
+def test_the_light_tints_gray_things(gains: tuple[float, float, float], level: str | None) -> None:
+    found = computed_attributes((checkers(20) * np.array(gains)).astype(np.uint8), None)
+    assert found["color_temperature"] == level
+
+
+def test_blocks_and_noise_are_told_from_a_clean_picture() -> None:
+    clean = texture(8, 400, 560)
+    rng = np.random.default_rng(0)
+    noisy = np.clip(clean + rng.normal(0, 6, clean.shape), 0, 255).astype(np.uint8)
+    _, coded = cv2.imencode(".jpg", noisy, [cv2.IMWRITE_JPEG_QUALITY, 8])
+    blocky = cv2.imdecode(coded, cv2.IMREAD_COLOR)
+    assert blocky is not None
+    found = [computed_attributes(p, None)["compression_noise"] for p in (clean, noisy, np.asarray(blocky, np.uint8))]
+    assert found == ["clean", "noisy", "blocky"]
+    shifted = np.ascontiguousarray(np.asarray(blocky, np.uint8)[3:, 5:])
+    assert computed_attributes(shifted, None)["compression_noise"] == "blocky"
 
 
 def test_sharpness_tells_focus_and_motion() -> None:

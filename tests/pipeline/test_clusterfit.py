@@ -1,13 +1,24 @@
 """Laws of ClusterFit: killed and resumed gives equal bytes, what can be told apart is learnt, features are unit."""
 
+import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import timm
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
+from safetensors import safe_open
 
 from pipeline import clusterfit
-from pipeline.clusterfit import ClusterFitConfig, ClusterFitNetwork, squares, train
+from pipeline.clusterfit import ClusterFitConfig, ClusterFitNetwork, held_out_rows, squares, train
 from pipeline.embed import encode_jpeg
 from pipeline.errors import StageError
 from tests.pipeline.media import texture
@@ -99,8 +110,6 @@ def test_a_damaged_state_is_named_with_its_remedy(tmp_path: Path, content: bytes
 
 
 def test_training_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
-    import torch
-
     torch.manual_seed(3)
     before = torch.random.get_rng_state()
     np_before = str(np.random.get_state())  # noqa: NPY002
@@ -130,6 +139,164 @@ def test_one_picture_is_enough(tmp_path: Path) -> None:
     x, _ = pictures(1)
     path = train(x, np.zeros(1, np.int64), SMALL, seed=0, folder=tmp_path)
     assert np.isfinite(ClusterFitNetwork(path)(x)).all()
+
+
+def test_a_process_killed_again_and_again_goes_on_to_equal_bytes(tmp_path: Path) -> None:
+    """SIGKILL while states are written after every step; early stopping on, so the best weights are part of them."""
+    code = (
+        "import sys, time; from pathlib import Path; import torch; torch.set_num_threads(1)\n"
+        "from tests.pipeline.test_clusterfit import STOPPING, noise; from pipeline.clusterfit import train\n"
+        "def said(step, _): print(step, flush=True); time.sleep(float(sys.argv[2]))\n"
+        "train(*noise(), STOPPING, seed=0, folder=Path(sys.argv[1]), checkpoint_seconds=0, report=said)\n"
+    )
+
+    def start(folder: Path, pause: float) -> "subprocess.Popen[str]":
+        folder.mkdir(exist_ok=True)
+        command = [sys.executable, "-c", code, str(folder), str(pause)]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
+
+    for killed_at in (1, 5):
+        with start(tmp_path / "killed", 0.05) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if int(line) == killed_at:
+                    process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        assert not (tmp_path / "killed" / "clusterfit.safetensors").exists()
+    steps = {}
+    for name in ("killed", "whole"):
+        with start(tmp_path / name, 0) as process:
+            assert process.stdout is not None
+            steps[name] = [int(line) for line in process.stdout]
+        assert process.returncode == 0
+    assert steps["killed"][0] > 1
+    assert steps["killed"][-1] == steps["whole"][-1]
+    found, expected = (tmp_path / name / "clusterfit.safetensors" for name in ("killed", "whole"))
+    assert found.read_bytes() == expected.read_bytes()
+
+
+# Early stop -----------------------------------------------------------------------------------------------------------
+
+STOPPING = ClusterFitConfig(side=32, steps=60, batch=8, measure_every=2, patience=3, held_out=0.25)
+
+
+def noise() -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """Pictures of noise with labels that nothing tells."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (40, 32, 32, 3), np.uint8), rng.integers(0, 5, 40)
+
+
+def told(path: Path) -> dict[str, Any]:
+    return ClusterFitNetwork(path).training
+
+
+@given(st.lists(st.integers(0, 1 << 63), min_size=1, max_size=80, unique=True), st.floats(0, 0.5))
+def test_the_smallest_hashes_are_held_out_whatever_the_order(keys: list[int], share: float) -> None:
+    rows = held_out_rows(np.array(keys, np.uint64), share)
+    assert len(rows) == (round(share * len(keys)) if len(keys) >= 20 else 0)
+    assert sorted(keys)[: len(rows)] == sorted(keys[row] for row in rows)
+    assert rows.tolist() == sorted(rows.tolist())
+
+
+def test_no_more_is_held_out_than_measures_well() -> None:
+    assert len(held_out_rows(np.arange(20_000).astype(np.uint64), 0.1)) == 512
+
+
+def test_what_is_held_out_is_not_learnt(tmp_path: Path) -> None:
+    x, y = noise()
+    keys = np.arange(40).astype(np.uint64)
+    other = x.copy()
+    other[:10] = 255 - other[:10]
+    losses: dict[str, list[float]] = {"one": [], "two": []}
+    for name, shown in (("one", x), ("two", other)):
+        (tmp_path / name).mkdir()
+        config = ClusterFitConfig(side=32, steps=6, batch=8, held_out=0.25, measure_every=3)
+
+        def report(_: int, loss: float, name: str = name) -> None:
+            losses[name].append(loss)
+
+        path = train(shown, y, config, seed=0, folder=tmp_path / name, keys=keys, report=report)
+        assert (told(path)["trained_on"], told(path)["held_out"]) == (30, 10)
+    assert losses["one"] == losses["two"]
+    curves = [told(tmp_path / name / "clusterfit.safetensors")["curve"] for name in losses]
+    assert curves[0] != curves[1]
+
+
+def test_a_training_that_learns_nothing_ends_early_with_its_best_weights(tmp_path: Path) -> None:
+    x, y = noise()
+    keys = np.arange(40).astype(np.uint64)
+    path = train(x, y, STOPPING, seed=0, folder=tmp_path, keys=keys)
+    facts = told(path)
+    assert facts["stopped_by"] == "patience"
+    assert facts["early_stop"]
+    assert facts["steps"] < 60
+    losses = [point["held_out_loss"] for point in facts["curve"]]
+    best = int(np.argmin(losses))
+    assert [point["step"] for point in facts["curve"]] == list(range(2, facts["steps"] + 1, 2))
+    assert facts["kept_step"] == 2 * (best + 1) == facts["steps"] - 2 * 3
+    assert held_out_loss(path, x[:10], y[:10]) == pytest.approx(losses[best], rel=1e-4)
+
+
+@torch.no_grad()
+def held_out_loss(path: Path, pictures: NDArray[np.uint8], targets: NDArray[np.int64]) -> float:
+    """Mean cross-entropy of the saved weights, by hand."""
+    with safe_open(path, "pt") as file:
+        meta = json.loads(file.metadata()["clusterfit"])
+        state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    model = timm.create_model(meta["network"], num_classes=meta["classes"]).eval()
+    model.load_state_dict(state)
+    logits = model(((torch.from_numpy(pictures).float() - 118) / 60).permute(0, 3, 1, 2))
+    return float(torch.nn.functional.cross_entropy(logits, torch.from_numpy(targets)))
+
+
+def test_a_training_that_learns_takes_all_its_steps(tmp_path: Path) -> None:
+    x, y = pictures(60)
+    facts = told(train(x, y, ClusterFitConfig(side=32, steps=60, batch=24), seed=0, folder=tmp_path))
+    assert (facts["stopped_by"], facts["steps"]) == ("steps", 60)
+    assert [point["step"] for point in facts["curve"]] == [20, 40, 60]
+    assert facts["curve"][-1]["loss"] < facts["curve"][0]["loss"]
+    assert facts["curve"][-1]["held_out_accuracy"] > 0.5
+
+
+@pytest.mark.parametrize(("count", "share", "held_out"), [(19, 0.5, 0), (20, 0.5, 10), (40, 0.0, 0)])
+def test_a_handful_of_pictures_trains_to_its_end(tmp_path: Path, count: int, share: float, held_out: int) -> None:
+    x, y = pictures(count)
+    config = ClusterFitConfig(side=32, steps=3, batch=8, held_out=share, measure_every=2)
+    facts = told(train(x, y, config, seed=0, folder=tmp_path))
+    assert (facts["held_out"], facts["trained_on"], facts["early_stop"]) == (held_out, count - held_out, held_out > 0)
+    assert [("held_out_loss" in point) for point in facts["curve"]] == [held_out > 0] * 2
+    assert [point["step"] for point in facts["curve"]] == [2, 3]
+
+
+# Precision ------------------------------------------------------------------------------------------------------------
+
+
+def test_bfloat16_learns_with_weights_of_32_bit(tmp_path: Path) -> None:
+    x, y = pictures(60)
+    config = ClusterFitConfig(side=32, steps=60, batch=24, precision="bf16")
+    facts = {}
+    for name in ("one", "two"):
+        (tmp_path / name).mkdir()
+        facts[name] = told(train(x, y, config, seed=0, folder=tmp_path / name))
+    assert facts["one"] == facts["two"]
+    assert facts["one"]["precision"] == "bf16"
+    assert facts["one"]["curve"][-1]["loss"] < 0.5 * np.log(3)
+    path = tmp_path / "one" / "clusterfit.safetensors"
+    with safe_open(path, "pt") as file:
+        assert {file.get_tensor(key).dtype for key in file.keys()} == {torch.float32, torch.int64}  # noqa: SIM118
+    assert trained(tmp_path / "32") != trained(
+        tmp_path / "16", ClusterFitConfig(side=32, steps=6, batch=8, precision="bf16")
+    )
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_a_gpu_that_is_not_here_is_refused_and_one_that_may_be_is_not_missed(tmp_path: Path) -> None:
+    with pytest.raises(StageError, match=r"cluster\.fit\.accelerator is 'cuda', but torch finds no GPU"):
+        trained(tmp_path / "cuda", ClusterFitConfig(side=32, steps=6, batch=8, accelerator="cuda"))
+    assert trained(tmp_path / "auto", ClusterFitConfig(side=32, steps=6, batch=8, accelerator="auto")) == trained(
+        tmp_path / "cpu"
+    )
 
 
 # Features -------------------------------------------------------------------------------------------------------------
@@ -172,9 +339,21 @@ def test_thumbnails_become_squares() -> None:
         ({"steps": 0}, "steps must be >= 1"),
         ({"batch": 1}, "batch must be >= 2"),
         ({"lr": float("nan")}, "lr must be > 0"),
+        ({"held_out": 0.6}, "held_out must be between 0 and 0.5, got 0.6"),
+        ({"held_out": float("nan")}, "held_out must be between 0 and 0.5, got nan"),
+        ({"measure_every": 0}, "measure_every must be >= 1"),
+        ({"patience": 0}, "patience must be >= 1"),
+        ({"precision": "16"}, "precision must be one of 32, bf16, got '16'"),
+        ({"accelerator": "tpu"}, "accelerator must be one of cpu, cuda, auto, got 'tpu'"),
         ({"network": "nosuch"}, "'nosuch' is no timm model"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         ClusterFitConfig(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("start", [1, 7, 63])
+def test_where_a_picture_stands_changes_no_bit_of_its_features(network: ClusterFitNetwork, start: int) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (70, network.side, network.side, 3), np.uint8)
+    assert np.array_equal(network(x)[start:], network(x[start:]))

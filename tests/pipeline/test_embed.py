@@ -34,10 +34,13 @@ from pipeline.embed import (
 from pipeline.errors import InputError, StageError
 from pipeline.frames import ScanConfig, content_sha256
 from pipeline.stage import Output, Span, Task
-from tests.pipeline.media import jpeg, moving, texture, video
+from pipeline.thin import ThinConfig, thin
+from tests.pipeline.media import jpeg, moving, table, texture, video
 from tests.pipeline.test_probe import draw_sources, probe, sources_file
 
 SCAN = ScanConfig()
+OFF = ThinConfig(gap_seconds=0, still_seconds=0)
+EVERY = EmbedConfig(thin=OFF)
 TINY = "mobilenetv3_small_050"
 
 
@@ -54,7 +57,7 @@ class Probed:
         pq.write_table(table, self.folder / "probe.parquet")
 
     def embed(self, config: EmbedConfig | None = None, digest: str | None = None) -> Output:
-        work = Embed(config=config or EmbedConfig(), scan=SCAN, weights_sha256=digest)
+        work = Embed(config=config or EVERY, scan=SCAN, weights_sha256=digest)
         spans = (Span(uri=str(self.folder / "probe.parquet")),)
         return work.open()(Task(index=0, count=1, folder="", spans=spans))
 
@@ -76,8 +79,9 @@ def test_every_frame_gets_a_unit_vector_and_a_thumbnail(probed: Probed) -> None:
     output = probed.embed()
     table = output.table
     assert table.schema.equals(embedded_schema(DESCRIPTOR_DIMENSION))
-    assert (output.counts, output.faults) == ({"undecodable": 0}, [])
+    assert (output.counts, output.faults) == ({"undecodable": 0, "thinned": 0}, [])
     assert table.column("probe_row").to_pylist() == list(range(probed.table.num_rows))
+    assert table.column("stands_for").to_pylist() == [1] * probed.table.num_rows
     for name in ("sample_id", "source_uri"):
         assert table.column(name).to_pylist() == probed.table.column(name).to_pylist()
     vectors = vectors_of(table)
@@ -89,7 +93,7 @@ def test_every_frame_gets_a_unit_vector_and_a_thumbnail(probed: Probed) -> None:
 
 
 def test_a_thumbnail_shows_its_own_frame(probed: Probed) -> None:
-    table = probed.embed(EmbedConfig(thumbnail_side=32)).table
+    table = probed.embed(EmbedConfig(thumbnail_side=32, thin=OFF)).table
     frames = {content_sha256(p): p for _, p in frames_of(probed.table, SCAN, [], "x")}
     for row, data in enumerate(table.column("thumbnail").to_pylist()):
         picture = frames[probed.table.column("content_sha256")[row].as_py()]
@@ -98,7 +102,9 @@ def test_a_thumbnail_shows_its_own_frame(probed: Probed) -> None:
 
 
 def test_the_batch_changes_no_vector_of_the_descriptor(probed: Probed) -> None:
-    assert probed.embed(EmbedConfig(batch=1)).table.equals(probed.embed(EmbedConfig(batch=16)).table)
+    for thinning in (OFF, ThinConfig()):
+        one, many = (probed.embed(EmbedConfig(batch=batch, thin=thinning)).table for batch in (1, 16))
+        assert one.equals(many)
 
 
 def test_a_part_without_rows_stays_a_part_without_rows(probed: Probed) -> None:
@@ -154,6 +160,110 @@ def test_a_vector_that_is_zero_or_not_finite_is_set_aside(probed: Probed, monkey
     assert output.table.column("probe_row").to_pylist() == list(range(3, probed.table.num_rows))
 
 
+def spoiled(monkeypatch: pytest.MonkeyPatch, dead: set[bytes]) -> None:
+    """Makes the embedder give a zero vector for some pictures."""
+    whole = Descriptor.__call__
+
+    def spoil(self: Descriptor, pictures: list[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        alive = np.array([content_sha256(picture) not in dead for picture in pictures])
+        return np.asarray(whole(self, pictures) * alive[:, None], np.float32)
+
+    monkeypatch.setattr(Descriptor, "__call__", spoil)
+
+
+def test_blank_frames_and_dead_vectors_are_counted_once_each_and_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    black = texture(0) * 0
+    (folder / "a.mp4").write_bytes(video([*moving(12, seed=1), *[black] * 12, *moving(12, seed=2)]))
+    (folder / "b.jpg").write_bytes(jpeg(3))
+    uri, uris = sources_file(tmp_path, folder)
+    output = probe(uri, (0, None))
+    blank = [fault["items"] for fault in output.faults if fault["error"] == "BlankFrame"]
+    assert len(blank) == 1
+    assert blank[0] >= 2
+    rows = Probed(tmp_path)
+    victim = rows.table.column("content_sha256")[0].as_py()
+    spoiled(monkeypatch, {victim})
+    for config in (EVERY, EmbedConfig()):
+        embedded = rows.embed(config)
+        assert errors(embedded) == [("a.mp4", "DeadVector", 1)]
+        assert embedded.faults[0]["message"] == "frame 0: the embedding is zero or not finite"
+        assert embedded.counts["undecodable"] == 1
+        lost = embedded.counts["undecodable"] + embedded.counts["thinned"]
+        assert embedded.table.num_rows + lost == rows.table.num_rows
+        assert victim not in rows.table.column("content_sha256").take(embedded.table.column("probe_row")).to_pylist()
+        assert embedded.table.column("stands_for").to_numpy().sum() == rows.table.num_rows - 1
+    assert uris == sorted(uris)
+
+
+def test_a_source_of_dead_vectors_alone_leaves_an_empty_part(probed: Probed, monkeypatch: pytest.MonkeyPatch) -> None:
+    spoiled(monkeypatch, set(probed.table.column("content_sha256").to_pylist()))
+    output = probed.embed(EmbedConfig())
+    assert output.table.num_rows == 0
+    assert output.table.schema.equals(embedded_schema(DESCRIPTOR_DIMENSION))
+    assert output.counts == {"undecodable": probed.table.num_rows, "thinned": 0}
+
+
+# Thinning -------------------------------------------------------------------------------------------------------------
+
+
+def test_each_source_is_thinned_by_itself_and_every_frame_is_counted(probed: Probed) -> None:
+    whole, output = probed.embed(EVERY).table, probed.embed(EmbedConfig())
+    table = output.table
+    assert output.counts["thinned"] > 0
+    assert output.counts["thinned"] + table.num_rows == probed.table.num_rows
+    assert table.column("stands_for").to_numpy().sum() == probed.table.num_rows
+    uris = np.array(whole.column("source_uri").to_pylist())
+    expected: list[int] = []
+    for uri in dict.fromkeys(uris.tolist()):
+        rows = np.flatnonzero(uris == uri)
+        times = [probed.table.column("frame_pts_us")[int(row)].as_py() for row in rows]
+        scenes = probed.table.column("scene").to_numpy()[rows]
+        pts = None if times[0] is None else np.array(times)
+        expected += rows[thin(pts, scenes, vectors_of(whole)[rows], ThinConfig())[0]].tolist()
+    assert table.drop_columns(["stands_for"]).equals(whole.take(expected).drop_columns(["stands_for"]))
+
+
+def test_stills_and_rows_of_a_table_are_never_thinned(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "rows.parquet").write_bytes(table({"image": [jpeg(1, quality=q) for q in (70, 80, 90)]}))
+    for number in range(3):
+        (folder / f"{number}.jpg").write_bytes(jpeg(2, quality=70 + number))
+    output = Probed(tmp_path).embed(EmbedConfig())
+    assert output.table.column("stands_for").to_pylist() == [1] * 6
+
+
+def test_one_source_after_another_or_together_gives_the_same_rows(tmp_path: Path) -> None:
+    draw_sources(tmp_path / "in")
+    uri, uris = sources_file(tmp_path, tmp_path / "in")
+    rows = Probed(tmp_path)
+    together = rows.embed(EmbedConfig()).table
+    alone = []
+    for number in range(len(uris)):
+        rows.write(probe(uri, (number, number + 1)).table)
+        alone.append(rows.embed(EmbedConfig()).table)
+    assert pa.concat_tables(alone).drop_columns(["probe_row"]).equals(together.drop_columns(["probe_row"]))
+
+
+def test_a_real_talking_head_keeps_some_frames_and_not_all(data: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name in ("talk_d10.mp4", "asl_milk.mp4"):
+        (folder / name).write_bytes((data / "clips" / name).read_bytes())
+    rows = Probed(tmp_path)
+    table = rows.embed(EmbedConfig()).table
+    frames, kept = (
+        [uris.count(uri) for uri in sorted(set(uris))]
+        for uris in (t.column("source_uri").to_pylist() for t in (rows.table, table))
+    )
+    for many, few in zip(frames, kept, strict=True):
+        assert 2 <= few <= many / 3
+
+
 # The descriptor -------------------------------------------------------------------------------------------------------
 
 
@@ -192,7 +302,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def tiny(checkpoint: Path) -> EmbedConfig:
-    return EmbedConfig(model=TINY, checkpoint=str(checkpoint), side=32, batch=4)
+    return EmbedConfig(model=TINY, checkpoint=str(checkpoint), side=32, batch=4, thin=OFF)
 
 
 def test_a_backbone_embeds_with_the_weights_of_its_file(probed: Probed, weights: Path) -> None:

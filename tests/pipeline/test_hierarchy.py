@@ -12,7 +12,10 @@ from pipeline.hierarchy import (
     Hierarchy,
     Tree,
     TreeConfig,
+    agreement,
+    cell_count,
     cluster_count,
+    farthest_first,
     fit_hierarchy,
     purity,
     size_entropy,
@@ -36,7 +39,7 @@ def blobs(
 
 
 def bits(fit: Hierarchy) -> tuple[bytes, bytes, str]:
-    return fit.cells.tobytes(), fit.parents.tobytes(), fit.grouping
+    return fit.tree.cells.tobytes(), fit.tree.clusters.tobytes(), fit.tree.groups.tobytes(), fit.grouping
 
 
 METHODS = st.sampled_from(["valley", "resampled"])
@@ -51,7 +54,7 @@ def test_any_order_of_the_rows_gives_equal_bits(
     cells = data.draw(st.integers(1, 2 * count))
     order = np.random.default_rng(seed + 1).permutation(len(vectors))
     keys = np.random.default_rng(seed).integers(0, 1 << 62, len(vectors), np.uint64) if keyed else None
-    config = TreeConfig(method=method, thin=1 + seed % 6, resamples=3)  # type: ignore[arg-type]
+    config = TreeConfig(method=method, sparse=1 + seed % 6, resamples=3)  # type: ignore[arg-type]
     one = fit_hierarchy(vectors, cells=cells, seed=seed, config=config, keys=keys, spherical=spherical)
     shuffled = None if keys is None else keys[order]
     other = fit_hierarchy(vectors[order], cells=cells, seed=seed, config=config, keys=shuffled, spherical=spherical)
@@ -85,7 +88,7 @@ def test_more_cells_than_vectors_gives_each_its_own(method: str) -> None:
     vectors, _ = blobs(2, 17, 1, spread=0)
     config = TreeConfig(method=method)  # type: ignore[arg-type]
     fit = fit_hierarchy(vectors, cells=1000, seed=0, config=config)
-    assert sorted(fit.tree().assign(vectors)[0][:, 1]) == list(range(17))
+    assert sorted(fit.tree.assign(vectors)[0][:, 2]) == list(range(17))
 
 
 @pytest.mark.parametrize("method", ["valley", "resampled"])
@@ -93,8 +96,8 @@ def test_equal_vectors_are_one_cell_in_one_group(method: str) -> None:
     vectors = np.repeat(np.eye(4, dtype=np.float32)[:1], 50, axis=0)
     config = TreeConfig(method=method)  # type: ignore[arg-type]
     fit = fit_hierarchy(vectors, cells=9, seed=0, config=config)
-    assert fit.cells.tolist() == [[1, 0, 0, 0]]
-    assert fit.parents.tolist() == [0]
+    assert fit.tree.cells.tolist() == [[1, 0, 0, 0]]
+    assert fit.tree.clusters.tolist() == fit.tree.groups.tolist() == [0]
     assert fit.rows.counts()["duplicate"] == 49
 
 
@@ -128,7 +131,7 @@ def test_valleys_part_blobs_and_join_the_many_pieces_of_a_large_one(seed: int) -
     vectors, labels = long_tail(seed)
     fit = fit_hierarchy(vectors, cells=100, seed=seed, spherical=False)
     assert fit.grouping == "valley"
-    groups = fit.parents[((vectors[:, None] - fit.cells) ** 2).sum(axis=2).argmin(axis=1)].astype(np.int64)
+    groups = fit.tree.clusters[((vectors[:, None] - fit.tree.cells) ** 2).sum(axis=2).argmin(axis=1)].astype(np.int64)
     assert purity(groups, labels) > 0.99
     for label in range(3):  # 4,000, 2,000 and 1,000 points
         assert np.bincount(groups[labels == label]).max() > 0.9 * (labels == label).sum()
@@ -139,12 +142,50 @@ def test_one_giant_mass_without_a_valley_is_cut_by_ward() -> None:
     vectors = np.random.default_rng(0).normal(size=(6000, 4)).astype(np.float32)
     fit = fit_hierarchy(vectors, cells=100, seed=0, spherical=False)
     assert fit.grouping == "ward"
-    assert len(set(fit.parents.tolist())) == round(200**0.5)
+    assert len(set(fit.tree.groups.tolist())) == round(200**0.5)
+    assert len(set(fit.tree.clusters.tolist())) == 30
 
 
-def test_thin_cells_are_grouped_by_ward() -> None:
+def test_cells_too_sparse_for_a_density_are_grouped_by_ward() -> None:
     vectors, _ = long_tail(0)
-    assert fit_hierarchy(vectors[:2000], cells=100, seed=0, spherical=False).grouping == "ward"
+    assert fit_hierarchy(vectors[:1199], cells=100, seed=0, spherical=False).grouping == "ward"
+    assert fit_hierarchy(vectors[:1200], cells=100, seed=0, spherical=False).grouping == "valley"
+
+
+def assert_farthest_first(cells: Vectors) -> None:
+    """Every cell is as far from those before it as any later one is."""
+    apart = ((cells[:, None].astype(np.float64) - cells) ** 2).sum(axis=2)
+    for number in range(1, len(cells)):
+        left = apart[number:, :number].min(axis=1)
+        assert left[0] >= left.max() - 1e-5
+
+
+@settings(max_examples=30)
+@given(st.integers(0, 1 << 32), st.integers(1, 40), st.booleans(), st.data())
+def test_in_a_sparse_pool_the_cells_of_a_group_are_numbered_farthest_first(
+    seed: int, count: int, spherical: bool, data: st.DataObject
+) -> None:
+    vectors, _ = blobs(seed, count, 4, spread=0.3)
+    cells = data.draw(st.integers(count, 4 * count))
+    fit = fit_hierarchy(vectors, cells=cells, seed=seed, spherical=spherical)
+    assert fit.grouping == "ward"
+    for group in range(fit.tree.groups.max() + 1):
+        assert_farthest_first(fit.tree.cells[fit.tree.groups == group])
+
+
+def test_one_mass_without_a_valley_is_numbered_farthest_first() -> None:
+    vectors = np.random.default_rng(0).normal(size=(6000, 4)).astype(np.float32)
+    fit = fit_hierarchy(vectors, cells=100, seed=0, spherical=False)
+    for group in range(fit.tree.groups.max() + 1):
+        assert_farthest_first(fit.tree.cells[fit.tree.groups == group])
+
+
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=30), st.integers(0, 1 << 32))
+def test_reordered_cells_keep_the_numbers_of_their_groups(groups: list[int], seed: int) -> None:
+    cells = np.random.default_rng(seed).normal(size=(len(groups), 3)).astype(np.float32)
+    order = farthest_first(cells, np.array(groups, np.int64))
+    assert sorted(order.tolist()) == list(range(len(groups)))
+    assert [groups[number] for number in order] == groups
 
 
 @settings(max_examples=30)
@@ -162,26 +203,18 @@ def test_one_centroid_is_one_group() -> None:
 
 @settings(max_examples=30)
 @given(st.integers(0, 1 << 32), st.integers(1, 40), METHODS, st.data())
-def test_groups_are_numbered_by_their_first_cells_and_are_the_mean_of_theirs(
+def test_levels_are_nested_and_numbered_by_their_first_cells(
     seed: int, count: int, method: str, data: st.DataObject
 ) -> None:
     vectors, _ = blobs(seed, count, 2, spread=0.3)
     config = TreeConfig(method=method, resamples=2)  # type: ignore[arg-type]
-    fit = fit_hierarchy(vectors, cells=data.draw(st.integers(1, 2 * count)), seed=seed, config=config)
-    tree = fit.tree()
-    firsts = [tree.parents.tolist().index(group) for group in range(len(tree.groups))]
-    assert firsts == sorted(firsts)
-    for group, centroid in enumerate(tree.groups):
-        mean = tree.cells[tree.parents == group].sum(axis=0, dtype=np.float64)
-        if np.linalg.norm(mean) > 1e-3:
-            np.testing.assert_allclose(centroid, mean / np.linalg.norm(mean), atol=1e-4)
-
-
-def test_opposite_cells_have_a_group_all_the_same() -> None:
-    cells = np.array([[1, 0], [-1, 0]], np.float32)
-    rows = fit_hierarchy(cells, cells=2, seed=0).rows
-    tree = Hierarchy(cells=cells, parents=np.zeros(2, np.int32), grouping="ward", rows=rows).tree()
-    assert tree.groups.tolist() == [[1, 0]]
+    tree = fit_hierarchy(vectors, cells=data.draw(st.integers(1, 2 * count)), seed=seed, config=config).tree
+    for level in (tree.clusters, tree.groups):
+        firsts = [level.tolist().index(number) for number in range(level.max() + 1)]
+        assert firsts == sorted(firsts)
+    for cluster in range(tree.clusters.max() + 1):
+        assert len(set(tree.groups[tree.clusters == cluster].tolist())) == 1
+    assert tree.groups.max() <= tree.clusters.max() < len(tree.cells)
 
 
 # The tree -------------------------------------------------------------------------------------------------------------
@@ -191,39 +224,38 @@ def test_opposite_cells_have_a_group_all_the_same() -> None:
 @given(st.integers(0, 1 << 32), st.integers(1, 60), st.data())
 def test_assignment_is_the_nearest_cell_and_its_group(seed: int, count: int, data: st.DataObject) -> None:
     vectors, _ = blobs(seed, count, 2, spread=0.3)
-    tree = fit_hierarchy(vectors, cells=data.draw(st.integers(1, count)), seed=seed).tree()
+    tree = fit_hierarchy(vectors, cells=data.draw(st.integers(1, count)), seed=seed).tree
     paths, distances = tree.assign(vectors)
-    assert paths.shape == (2 * count, 2)
+    assert paths.shape == (2 * count, 3)
     assert paths.dtype == np.int32
     assert distances.dtype == np.float32
     assert ((distances >= 0) & (distances <= 2)).all()
-    for vector, (group, cell), distance in zip(vectors, paths, distances, strict=True):
+    for vector, (group, cluster, cell), distance in zip(vectors, paths, distances, strict=True):
         similarities = [float(vector @ centroid) for centroid in tree.cells]
         assert similarities[cell] >= max(similarities) - 1e-6
         assert distance == pytest.approx(max(0, 1 - max(similarities)), abs=1e-6)
-        assert group == tree.parents[cell]
+        assert (group, cluster) == (tree.groups[cell], tree.clusters[cell])
 
 
 def test_dead_vectors_belong_nowhere() -> None:
     cells = np.eye(3, dtype=np.float32)
-    tree = Tree(cells=cells, parents=np.zeros(3, np.int32), groups=cells[:1])
+    tree = Tree(cells=cells, clusters=np.array([0, 1, 1], np.int32), groups=np.zeros(3, np.int32))
     paths, distances = tree.assign(np.array([[0, 0, 0], [0, 1, 0], [np.nan, 0, 1], [0, np.inf, 0]], np.float32))
-    assert paths.tolist() == [[-1, -1], [0, 1], [-1, -1], [-1, -1]]
+    assert paths.tolist() == [[-1] * 3, [0, 1, 1], [-1] * 3, [-1] * 3]
     assert distances.tolist() == [2, 0, 2, 2]
 
 
 def test_nothing_to_assign_gives_nothing() -> None:
-    tree = Tree(
-        cells=np.eye(3, dtype=np.float32), parents=np.zeros(3, np.int32), groups=np.eye(3, dtype=np.float32)[:1]
-    )
+    none = np.zeros(3, np.int32)
+    tree = Tree(cells=np.eye(3, dtype=np.float32), clusters=none, groups=none)
     paths, distances = tree.assign(np.zeros((0, 3), np.float32))
-    assert (paths.shape, distances.shape) == ((0, 2), (0,))
+    assert (paths.shape, distances.shape) == ((0, 3), (0,))
 
 
 def test_a_tree_of_wrong_shapes_is_refused() -> None:
     cells = np.eye(3, dtype=np.float32)
     with pytest.raises(ValueError, match="a tree needs cells"):
-        Tree(cells=cells, parents=np.zeros(2, np.int32), groups=cells)
+        Tree(cells=cells, clusters=np.zeros(2, np.int32), groups=np.zeros(3, np.int32))
 
 
 # Figures --------------------------------------------------------------------------------------------------------------
@@ -237,6 +269,26 @@ def test_the_number_of_clusters_keeps_its_limits(samples: int, per_cluster: int,
         assert abs(k * per_cluster - samples) <= per_cluster / 2
 
 
+@given(st.integers(1, 10**6), st.integers(1, 10**6), st.integers(13, 100), st.integers(1, 5000))
+def test_pools_without_a_density_have_finer_cells(samples: int, independent: int, per_cluster: int, most: int) -> None:
+    k = cell_count(samples, independent, per_cluster, most, 12)
+    assert cluster_count(samples, per_cluster, most) <= k <= min(samples, most)
+    dense = max(256, round(samples / per_cluster))
+    if min(samples, independent) < 12 * min(most, dense):
+        fine = max(round(samples / per_cluster), min(1000, round(samples / 4)))
+        assert k == max(1, min(most, fine))
+    else:
+        assert k == min(most, dense)
+
+
+def test_frames_of_few_videos_show_no_density() -> None:
+    vectors, _ = long_tail(0)
+    fits = [
+        fit_hierarchy(vectors, cells=100, seed=0, spherical=False, independent=count) for count in (None, 1200, 1199)
+    ]
+    assert [fit.grouping for fit in fits] == ["valley", "valley", "ward"]
+
+
 LABELS = st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=1, max_size=50)
 
 
@@ -248,6 +300,26 @@ def test_purity_is_the_share_of_the_commonest_label(pairs: list[tuple[int, int]]
     )
     assert purity(clusters, labels) == pytest.approx(right / len(pairs))
     assert purity(clusters, clusters) == 1
+
+
+@given(LABELS, st.permutations(range(6)))
+def test_agreement_does_not_depend_on_names_or_order(pairs: list[tuple[int, int]], names: list[int]) -> None:
+    clusters, labels = np.array(pairs, np.int64).T
+    one = agreement(clusters, labels)
+    other = agreement(np.array(names)[clusters][::-1], labels[::-1])
+    assert one == pytest.approx(other, abs=1e-9)
+    both = [Counter(pairs), Counter(clusters.tolist()), Counter(labels.tolist())]
+    joint, a, b = (-sum(n / len(pairs) * np.log(n / len(pairs)) for n in counter.values()) for counter in both)
+    if a + b > 1e-9:
+        assert one["nmi"] == pytest.approx(2 * (a + b - joint) / (a + b), abs=1e-9)
+    assert agreement(clusters, clusters) == pytest.approx({"purity": 1, "nmi": 1, "ami": 1})
+
+
+def test_chance_has_mutual_information_that_is_adjusted_away() -> None:
+    rng = np.random.default_rng(0)
+    found = agreement(rng.integers(0, 200, 1000), rng.integers(0, 5, 1000))
+    assert found["nmi"] > 0.1
+    assert abs(found["ami"]) < 0.03
 
 
 def test_no_samples_have_no_purity() -> None:
@@ -268,7 +340,7 @@ def test_entropy_is_one_for_equal_sizes_and_zero_for_all_in_one() -> None:
     assert size_entropy(np.zeros(9, np.int64), 1) == 1
 
 
-@pytest.mark.parametrize("name", ["most", "iterations", "thin", "sparse", "evidence", "resamples", "memory_mb"])
+@pytest.mark.parametrize("name", ["most", "iterations", "sparse", "evidence", "resamples", "memory_mb"])
 def test_impossible_settings_are_refused(name: str) -> None:
     with pytest.raises(ValueError, match=rf"cluster\.tree\.{name} must be >= 1, got 0"):
         TreeConfig(**{name: 0})  # type: ignore[arg-type]

@@ -11,6 +11,7 @@ from pipeline.kmeans import (
     block_rows,
     farthest_seeds,
     fit_kmeans,
+    greedy_seeds,
     lloyd,
     nearest,
     plus_plus_seeds,
@@ -97,7 +98,8 @@ def test_seeds_are_different_rows(seed: int, count: int, data: st.DataObject) ->
     k = data.draw(st.integers(1, count))
     drawn = plus_plus_seeds(vectors, k, rng=np.random.default_rng(seed), rows=50)
     spread = farthest_seeds(vectors, k, rows=50)
-    assert len(set(drawn.tolist())) == len(set(spread.tolist())) == k
+    greedy = greedy_seeds(vectors, k, rng=np.random.default_rng(seed), rows=50)
+    assert len(set(drawn.tolist())) == len(set(spread.tolist())) == len(set(greedy.tolist())) == k
 
 
 def test_seeds_that_float32_cannot_tell_apart_are_still_different_rows() -> None:
@@ -105,6 +107,26 @@ def test_seeds_that_float32_cannot_tell_apart_are_still_different_rows() -> None
     vectors[:, 0] += np.arange(40, dtype=np.float32) / 16
     assert len(set(plus_plus_seeds(vectors, 40, rng=np.random.default_rng(0)).tolist())) == 40
     assert len(set(farthest_seeds(vectors, 40).tolist())) == 40
+    assert len(set(greedy_seeds(vectors, 40, rng=np.random.default_rng(0)).tolist())) == 40
+
+
+def test_greedy_seeds_find_small_blobs_that_plain_ones_miss() -> None:
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(11), [4000] + [20] * 10)
+    middle = np.concatenate([np.zeros((1, 8)), 12 * np.eye(8), -12 * np.eye(8)])[:11]
+    vectors = (middle[labels] + rng.normal(size=(len(labels), 8))).astype(np.float32)
+    found = {greedy_seeds: 0, plus_plus_seeds: 0}
+    for seeds in found:
+        for seed in range(10):
+            found[seeds] += len(set(labels[seeds(vectors, 11, rng=np.random.default_rng(seed))].tolist()))
+    assert found[greedy_seeds] > found[plus_plus_seeds] + 5
+
+
+@pytest.mark.parametrize("rows", [7, 64, 1000])
+def test_greedy_seeds_do_not_depend_on_how_many_rows_are_worked_on(rows: int) -> None:
+    vectors, _ = blobs(3, 10, 30, spread=0.3)
+    one = greedy_seeds(vectors, 20, rng=np.random.default_rng(0))
+    assert greedy_seeds(vectors, 20, rng=np.random.default_rng(0), rows=rows).tolist() == one.tolist()
 
 
 def test_blocked_seeds_are_drawn_as_one_by_one() -> None:

@@ -75,7 +75,8 @@ def test_every_stage_has_positive_figures(sources: pa.Table) -> None:
     assert plan.bytes == sum(one.bytes for one in plan.lines)
     assert plan.memory_bytes > 10 << 20
     assert (plan.sampled, plan.sources) == (12, 12)
-    assert line(plan, "probe").items == line(plan, "embed").items == 6 * 4 + 6
+    assert line(plan, "probe").items == 6 * 4 + 6
+    assert 6 + 6 <= line(plan, "embed").items <= 6 * 4 + 6  # thinned in time
 
 
 def test_the_label_and_publish_lines_grow_with_the_target(sources: pa.Table) -> None:

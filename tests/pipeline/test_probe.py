@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from pipeline.attributes import COMPUTED
 from pipeline.frames import ScanConfig
+from pipeline.motion import decode_grid
 from pipeline.probe import PROBED, Probe, ProbeConfig, plan_shards, probe_spans, sample_id
 from pipeline.sources import list_sources
 from pipeline.stage import Output, Span, Task
@@ -99,6 +100,15 @@ def test_a_row_describes_its_frame(drawn: tuple[str, list[str]]) -> None:
         assert (row["frame_pts_us"] is None) == (row["media_kind"] != "video")
         assert all(row[name] in (*classes, None) for name, classes in COMPUTED.items())
         assert row["resolution"] == "le_360p"
+
+
+def test_frames_of_a_video_but_its_first_have_a_motion_grid(drawn: tuple[str, list[str]]) -> None:
+    for row in probe(drawn[0], (0, None)).table.to_pylist():
+        moves = row["media_kind"] == "video" and row["frame_index"] > 0
+        assert (row["motion_grid"] is not None) == moves
+        assert (row["camera_motion"] is not None) == (row["frame_motion"] is not None) == moves
+        if moves:
+            assert decode_grid(row["motion_grid"]).shape == (16, 16, 2)
 
 
 def test_the_cut_into_tasks_changes_nothing(drawn: tuple[str, list[str]]) -> None:

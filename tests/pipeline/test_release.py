@@ -20,11 +20,12 @@ from hypothesis import strategies as st
 from manifests.mask import decode_mask, mask_sha256
 from manifests.release import ConservationError, Counts, Model, fingerprint, read_release
 from manifests.verify import verify_release
-from pipeline.assign import GIVEN
 from pipeline.attributes import COMPUTED
 from pipeline.config import Config
 from pipeline.errors import StageError, StorageError
+from pipeline.known import GIVEN, MASK
 from pipeline.label import LabelConfig
+from pipeline.mask_attributes import MASK_ATTRIBUTES
 from pipeline.publish import SPLITS, Shard, publish_plan, split_of
 from pipeline.release import Run, count_items, statistics, write
 from pipeline.stage import Done, Part, iter_tables, write_manifest
@@ -34,9 +35,9 @@ from tests.pipeline.test_publish import LABEL_ROWS, Published, by_row, draw_publ
 
 SEED = 2
 RECORDED = 1_700_000_000_123_456_789
-PROBE = {"read": 32, "undecodable": 2, "duplicate": 3, "not_sampled": 4, "sources": 6}
+PROBE = {"read": 35, "undecodable": 2, "duplicate": 3, "not_sampled": 4, "sources": 6}
 FAULT = {"source": "s", "stage": "probe", "error": "Truncated", "message": "m", "items": 2}
-NAMES = sorted({*COMPUTED, "place"})
+NAMES = sorted({*COMPUTED, *MASK_ATTRIBUTES, "place"})
 
 
 def tables(root: Path, name: str, *parts: pa.Table) -> Done:
@@ -45,7 +46,7 @@ def tables(root: Path, name: str, *parts: pa.Table) -> Done:
 
 
 def draw_run(made: Published, published: Done) -> Run:
-    """A run of 32 items of which 20 came to the choice and 14 were chosen."""
+    """A run of 35 items of which 20 came to the choice and 14 were chosen."""
     root = made.drawn.folder / "steps"
     assigned = [
         Part(name=f"part-0000{i}-of-00002.parquet", rows=rows, bytes=0, sha256="") for i, rows in ((0, 13), (1, 7))
@@ -54,9 +55,9 @@ def draw_run(made: Published, published: Done) -> Run:
     cells = Counter(made.drawn.chosen.column("cell").to_pylist())
     stages = {
         "probe": write_manifest("probe", str(root / "probe"), [], PROBE, [FAULT]),
-        "embed": write_manifest("embed", str(root / "embed"), [], {"undecodable": 1}, []),
+        "embed": write_manifest("embed", str(root / "embed"), [], {"undecodable": 1, "thinned": 1}, []),
         "dedupe": tables(root, "dedupe", gone, gone),
-        "assign": write_manifest("assign", str(root / "assign"), assigned, {}, []),
+        "assign": write_manifest("assign", str(root / "assign"), assigned, {"capped": 2}, []),
         "chosen": tables(root, "chosen", made.drawn.chosen),
         "label": made.label,
         "score": made.score,
@@ -111,7 +112,7 @@ def test_a_release_verifies_to_the_last_pixel(written: Path, made: Published) ->
     assert verify_release(written) == []
     release = read_release(written)
     assert release.name == written.name
-    assert release.counts == Counts(read=32, undecodable=3, duplicate=5, not_sampled=10, dropped=2, held=3, kept=9)
+    assert release.counts == Counts(read=35, undecodable=3, duplicate=6, not_sampled=12, dropped=2, held=3, kept=9)
     assert release.splits == {split: made.plan.column("split").to_pylist().count(split) for split in SPLITS}
     decisions = made.verdicts.column("decision").to_pylist()
     cells = made.drawn.chosen.column("cell").to_pylist()
@@ -215,7 +216,7 @@ def test_stages_of_different_lengths_are_refused(made: Published, run: Run, tmp_
 
 
 def staged(
-    probe: dict[str, int], embed: int, dedupe: Sequence[int], pool: Sequence[int], root: Path
+    probe: dict[str, int], embed: dict[str, int], dedupe: Sequence[int], pool: Sequence[int], capped: int, root: Path
 ) -> dict[str, Done]:
     gone = [pa.table({"embed_row": pa.array(range(n), pa.int32())}) for n in dedupe]
     parts = tuple(Part(name=f"part-{i}", rows=rows, bytes=0, sha256="") for i, rows in enumerate(pool))
@@ -225,9 +226,9 @@ def staged(
     listed = tuple(Part(name=n, rows=t.num_rows, bytes=0, sha256="") for n, t in zip(names, gone, strict=True))
     return {
         "probe": Done(stage="probe", parts=(), **{**nothing, "counts": probe}),  # type: ignore[arg-type]
-        "embed": Done(stage="embed", parts=(), **{**nothing, "counts": {"undecodable": embed}}),  # type: ignore[arg-type]
+        "embed": Done(stage="embed", parts=(), **{**nothing, "counts": embed}),  # type: ignore[arg-type]
         "dedupe": Done(stage="dedupe", parts=listed, **{**nothing, "folder": str(folder)}),  # type: ignore[arg-type]
-        "assign": Done(stage="assign", parts=parts, **nothing),  # type: ignore[arg-type]
+        "assign": Done(stage="assign", parts=parts, **{**nothing, "counts": {"capped": capped}}),  # type: ignore[arg-type]
     }
 
 
@@ -235,22 +236,24 @@ AMOUNT = st.integers(0, 9)
 
 
 @settings(max_examples=40)
-@given(st.tuples(AMOUNT, AMOUNT, AMOUNT, AMOUNT), st.lists(AMOUNT, min_size=1, max_size=3), st.data())
+@given(st.tuples(*[AMOUNT] * 6), st.lists(AMOUNT, min_size=1, max_size=3), st.data())
 def test_every_item_is_counted_once(
     tmp_path_factory: pytest.TempPathFactory, amounts: tuple[int, ...], dedupe: list[int], data: st.DataObject
 ) -> None:
-    undecodable, duplicate, not_sampled, embed = amounts
+    undecodable, duplicate, not_sampled, gone, thinned, capped = amounts
+    embed = {"undecodable": gone, "thinned": thinned}
     decisions = data.draw(st.lists(st.sampled_from(["keep", "hold", "drop"]), max_size=20))
     pool = [len(decisions), data.draw(AMOUNT)]
-    read = undecodable + duplicate + not_sampled + embed + sum(dedupe) + sum(pool)
+    read = sum(amounts) + sum(dedupe) + sum(pool)
     probe = {"read": read, "undecodable": undecodable, "duplicate": duplicate, "not_sampled": not_sampled}
     root = tmp_path_factory.getbasetemp() / "counts"
-    counts = count_items(staged(probe, embed, dedupe, pool, root), decisions)
+    counts = count_items(staged(probe, embed, dedupe, pool, capped, root), decisions)
     assert sum(dataclasses.astuple(counts)) == 2 * read
     assert (counts.kept, counts.held, counts.dropped) == tuple(decisions.count(d) for d in ("keep", "hold", "drop"))
-    assert counts.not_sampled == not_sampled + pool[1]
+    assert counts.not_sampled == not_sampled + capped + pool[1]
+    assert counts.duplicate == duplicate + thinned + sum(dedupe)
     with pytest.raises(ConservationError, match="counts: read is"):
-        count_items(staged(probe | {"read": read + 1}, embed, dedupe, pool, root), decisions)
+        count_items(staged(probe | {"read": read + 1}, embed, dedupe, pool, capped, root), decisions)
 
 
 # Tables ---------------------------------------------------------------------------------------------------------------
@@ -267,7 +270,7 @@ def test_every_chosen_frame_is_in_manifest_or_dropped_by_its_decision(written: P
         place = {"hold": "hold", "drop": "dropped"}
         assert row["group_id"] == row["source_sha256"].hex()
         assert row["split"] == place.get(row["decision"]) or split_of(row["group_id"], SEED, made.config)
-        assert row["sampling_weight"] == 1 / row["inclusion_prob"] == 2
+        assert row["sampling_weight"] == 3 / row["inclusion_prob"] == 6
         assert (row["run_id"], row["teacher_id"], row["subject_ids"]) == ("0123456789abcdef", "t", [])
     assert [row["embedding_row"] for row in kept] == list(range(len(kept)))
     vectors = rows_below(written, "embeddings")
@@ -333,28 +336,31 @@ def cut(table: pa.Table) -> list[pa.Table]:
 
 
 def known(made: Published) -> dict[tuple[str, str], tuple[str | None, str, str | None]]:
-    """(sample, attribute) -> (value, provenance, source): the user's word first, then the pixels', else unknown."""
+    """(sample, attribute) -> (value, provenance, source): the user's word first, then the mask's, then the pixels'."""
     found = {}
-    for row in made.drawn.chosen.to_pylist():
+    labels = pa.concat_tables(iter_tables(made.label.uris())).to_pylist()
+    for row, label in zip(made.drawn.chosen.to_pylist(), labels, strict=True):
         for name in NAMES:
-            given_value, computed = row.get(GIVEN + name), row.get(name)
-            if given_value is not None:
-                found[row["sample_id"], name] = (given_value, "source", "attributes file")
-            elif computed is not None:
-                found[row["sample_id"], name] = (computed, "model", "pixels")
-            else:
-                found[row["sample_id"], name] = (None, "unknown", None)
+            told = [
+                (row.get(GIVEN + name), "source", "attributes file"),
+                (label.get(MASK + name), "model", "mask"),
+                (row.get(name), "model", "pixels"),
+                (None, "unknown", None),
+            ]
+            found[row["sample_id"], name] = next(t for t in told if t[0] is not None or t[1] == "unknown")
     return found
 
 
-def test_an_attribute_says_whether_it_was_given_computed_or_is_unknown(written: Path, made: Published) -> None:
+def test_an_attribute_says_whether_it_was_given_told_by_the_mask_computed_or_is_unknown(
+    written: Path, made: Published
+) -> None:
     expected = known(made)
     assert {provenance for _, provenance, _ in expected.values()} == {"source", "model", "unknown"}
     for row in rows_below(written, "manifest") + rows_below(written, "dropped"):
         assert sorted(row["attr"]) == NAMES
         for name, said in row["attr"].items():
             assert (said["value"], said["provenance"], said["source_id"]) == expected[row["sample_id"], name]
-            assert said["confidence"] is None
+            assert (said["confidence"] is not None) == (said["source_id"] == "mask")
 
 
 def test_what_the_user_gave_wins_over_the_pixels(made: Published, run: Run, tmp_path: Path) -> None:

@@ -1,143 +1,19 @@
-"""Laws of the selection: exactly N, spread evenly, the same frames for any split and order."""
+"""Laws of the map-only pass: the same frames for any split and order, and one source under its cap."""
 
 import itertools
 import json
 import math
 from collections import Counter
-from collections.abc import Mapping
-from random import Random
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.errors import InputError
-from pipeline.select import SelectConfig, cell_name, quotas, selection_key, shortfall, survives, threshold, trim
+from pipeline.quota import SelectConfig, plan_quotas
+from pipeline.select import cell_name, first_of_each, selection_key, survives, threshold, trim, turns
 
 CONFIG = SelectConfig()
-
-
-@st.composite
-def pools(draw: st.DrawFn) -> dict[str, int]:
-    """Counts of a few cells: a path of two numbers, two attributes of which some values are unknown."""
-    values = st.tuples(
-        st.integers(0, 2),
-        st.integers(0, 5),
-        st.sampled_from(["a", "b", None, "null"]),
-        st.sampled_from(["x", "ß\n", None]),
-    )
-    paths = draw(st.lists(values, max_size=12, unique=True))
-    return {cell_name(value[:2], value[2:]): draw(st.integers(0, 30)) for value in paths}
-
-
-def objective(taken: Mapping[str, int], config: SelectConfig) -> float:
-    """The formula of the module's docstring, said once more."""
-    filled: Counter[tuple[int, str]] = Counter()
-    for cell, amount in taken.items():
-        for margin, value in enumerate(json.loads(cell)):
-            filled[margin, json.dumps(value)] += amount
-    weight = {0: config.group_weight, 1: config.cluster_weight}
-    return sum(weight.get(m, config.attribute_weight) * math.log(1 + n) for (m, _), n in filled.items())
-
-
-# Quotas ---------------------------------------------------------------------------------------------------------------
-
-
-@given(pools(), st.data())
-def test_quotas_sum_to_the_target_and_exceed_no_cell(counts: dict[str, int], data: st.DataObject) -> None:
-    target = data.draw(st.integers(0, sum(counts.values())))
-    wanted = quotas(counts, target, CONFIG)
-    assert sum(wanted.values()) == target
-    assert set(wanted) == {cell for cell, count in counts.items() if count}
-    assert all(0 <= wanted[cell] <= counts[cell] for cell in wanted)
-
-
-@given(pools(), st.data())
-def test_quotas_do_not_depend_on_the_order_of_the_counts(counts: dict[str, int], data: st.DataObject) -> None:
-    target = data.draw(st.integers(0, sum(counts.values())))
-    shuffled = dict(data.draw(st.permutations(list(counts.items()))))
-    assert quotas(shuffled, target, CONFIG) == quotas(counts, target, CONFIG)
-
-
-@given(pools(), st.data())
-def test_one_frame_more_takes_none_away(counts: dict[str, int], data: st.DataObject) -> None:
-    total = sum(counts.values())
-    if total:
-        target = data.draw(st.integers(0, total - 1))
-        fewer, more = quotas(counts, target, CONFIG), quotas(counts, target + 1, CONFIG)
-        assert all(more[cell] >= fewer[cell] for cell in fewer)
-
-
-@settings(max_examples=60)
-@given(st.lists(st.integers(1, 3), min_size=1, max_size=4), st.randoms(use_true_random=False), st.data())
-def test_greedy_is_near_the_best_of_all_choices(sizes: list[int], random: Random, data: st.DataObject) -> None:
-    names = [cell_name((i % 2, i), (str(random.choice("ab")), str(random.choice("xyz")))) for i in range(len(sizes))]
-    counts = dict(zip(names, sizes, strict=True))
-    target = data.draw(st.integers(1, sum(sizes)))
-    choices = itertools.product(*(range(size + 1) for size in sizes))
-    best = max(objective(dict(zip(names, c, strict=True)), CONFIG) for c in choices if sum(c) == target)
-    assert objective(quotas(counts, target, CONFIG), CONFIG) >= (1 - 1 / math.e) * best - 1e-9
-
-
-@pytest.mark.parametrize("target", [6, 60, 600])
-def test_a_symmetric_pool_is_taken_evenly(target: int) -> None:
-    counts = {cell_name((g, 2 * g + c), (a,)): 1000 for g in range(2) for c in range(2) for a in ("x", "y", "z")}
-    wanted = quotas(counts, target, CONFIG)
-    for margin in range(3):
-        sums: Counter[str] = Counter()
-        for cell, amount in wanted.items():
-            sums[str(json.loads(cell)[margin])] += amount
-        assert max(sums.values()) - min(sums.values()) <= 1
-
-
-def test_rare_classes_are_taken_whole_before_common_ones_fill_up() -> None:
-    counts = {cell_name((0, 0), ("common",)): 100_000, cell_name((1, 1), ("rare",)): 50}
-    wanted = quotas(counts, 120, CONFIG)
-    assert wanted[cell_name((1, 1), ("rare",))] == 50
-
-
-def test_a_margin_without_weight_is_not_balanced() -> None:
-    counts = {cell_name((0, 0), (c,)): 100 for c in "abcd"} | {cell_name((1, 1), ("a",)): 100}
-    wanted = quotas(counts, 100, SelectConfig(group_weight=1, cluster_weight=0, attribute_weight=0))
-    assert wanted[cell_name((1, 1), ("a",))] == 50
-
-
-def test_large_targets_stay_exact() -> None:
-    counts = {cell_name((0, i), ()): 98_765 * (i + 1) for i in range(3)}
-    target = 512_345
-    wanted = quotas(counts, target, CONFIG)
-    assert sum(wanted.values()) == target
-    assert all(wanted[cell] <= counts[cell] for cell in counts)
-
-
-@pytest.mark.parametrize("counts", [{}, {cell_name((0, 0), ()): 3}, {cell_name((0, 0), ()): 0}])
-def test_target_zero_takes_nothing(counts: dict[str, int]) -> None:
-    assert set(quotas(counts, 0, CONFIG).values()) <= {0}
-
-
-def test_a_target_above_what_exists_says_what_each_group_holds() -> None:
-    counts = {cell_name((0, 0), ("a",)): 3, cell_name((0, 1), ("a",)): 4, cell_name((1, 2), ("b",)): 1}
-    with pytest.raises(
-        InputError, match=r"--target-size 9 is above .* 8 different frames .*\(group 0: 7, group 1: 1\)"
-    ):
-        quotas(counts, 9, CONFIG)
-    with pytest.raises(InputError, match=r"\(none\)"):
-        quotas({}, 1, CONFIG)
-    assert "lower the target" in shortfall(counts, 9)
-
-
-@pytest.mark.parametrize("name", ["group_weight", "cluster_weight", "attribute_weight"])
-@pytest.mark.parametrize("value", [-1.0, math.nan, math.inf])
-def test_impossible_weights_are_refused(name: str, value: float) -> None:
-    with pytest.raises(ValueError, match=f"select.{name} must be finite and >= 0"):
-        SelectConfig(**{name: value})  # type: ignore[arg-type]
-
-
-def test_some_weight_must_be_left() -> None:
-    with pytest.raises(ValueError, match="at least one"):
-        SelectConfig(group_weight=0, cluster_weight=0, attribute_weight=0)
-
 
 # Cells and keys -------------------------------------------------------------------------------------------------------
 
@@ -198,11 +74,11 @@ def test_too_few_survivors_are_an_error_that_names_the_cell() -> None:
 @given(st.data())
 def test_the_choice_is_the_same_for_any_split_into_shards_and_any_order(data: st.DataObject) -> None:
     seed = data.draw(st.integers(0, 1 << 31))
-    names = [cell_name((i % 2, i), ("x" if i % 3 else None,)) for i in range(5)]
+    names = [cell_name((i % 2, i, i), ("x" if i % 3 else None,)) for i in range(5)]
     frames = [(f"{i:032x}", names[data.draw(st.integers(0, 4))]) for i in range(data.draw(st.integers(1, 60)))]
     target = data.draw(st.integers(0, len(frames)))
     counts = Counter(cell for _, cell in frames)
-    wanted = quotas(counts, target, CONFIG)
+    wanted = plan_quotas(counts, target, CONFIG, ("tone",)).quotas
     limits = {cell: threshold(quota, counts[cell]) for cell, quota in wanted.items()}
 
     def choose(ordered: list[tuple[str, str]], cuts: list[int]) -> set[str]:
@@ -222,14 +98,34 @@ def test_the_choice_is_the_same_for_any_split_into_shards_and_any_order(data: st
     assert choose(data.draw(st.permutations(frames)), data.draw(cuts)) == expected
 
 
-def test_a_large_selection_from_equal_cells_is_even() -> None:
-    counts = {cell_name((0, c), ()): 100 for c in range(500)}
-    wanted = quotas(counts, 12_500, CONFIG)
-    assert set(wanted.values()) == {25}
+# One source -----------------------------------------------------------------------------------------------------------
 
 
-def test_a_large_selection_contains_a_smaller_one() -> None:
-    rng = np.random.default_rng(0)
-    counts = {cell_name((c % 7, c), ("ab"[c % 2],)): int(n) for c, n in enumerate(rng.integers(1, 200, 300))}
-    small, large = quotas(counts, 4_000, CONFIG), quotas(counts, 8_000, CONFIG)
-    assert all(small[cell] <= large[cell] for cell in counts)
+@given(
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 1 << 40)), max_size=60, unique_by=lambda f: f[1]), st.data()
+)
+def test_a_source_stays_under_its_cap_and_shows_every_cell_it_has_room_for(
+    frames: list[tuple[int, int]], data: st.DataObject
+) -> None:
+    most = data.draw(st.integers(1, 70))
+    cells, keys = np.array([c for c, _ in frames], np.int64), np.array([k for _, k in frames], np.uint64)
+    stays, share = first_of_each(cells, keys, most)
+    assert stays.sum() == min(most, len(frames))
+    kept = Counter(cells[stays].tolist())
+    assert len(kept) == min(len(set(cells.tolist())), int(stays.sum()))
+    room = [n for c, n in kept.items() if n < (cells == c).sum()]
+    assert not room or max(kept.values()) - min(room) <= 1
+    for cell in kept:
+        ranked = np.sort(keys[cells == cell])
+        assert np.sort(keys[stays & (cells == cell)]).tolist() == ranked[: kept[cell]].tolist()
+        assert np.allclose(share[cells == cell], kept[cell] / (cells == cell).sum())
+    order = np.array(data.draw(st.permutations(range(len(frames)))), np.int64)
+    assert first_of_each(cells[order], keys[order], most)[0].tolist() == stays[order].tolist()
+    assert first_of_each(cells, keys, 0)[0].all()
+
+
+def test_turns_count_the_frames_of_each_source_in_octaves() -> None:
+    keys = np.array([5, 1, 9, 3, 2, 8, 7, 6, 4], np.uint64)
+    sources = ["a"] * 7 + ["b"] * 2
+    assert turns(sources, keys) == ["4-7", "1", "4-7", "2-3", "2-3", "4-7", "4-7", "2-3", "1"]
+    assert turns([], np.zeros(0, np.uint64)) == []
