@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from students.encoder import PLACES
-from students.model import Student, mismatches
 from students.fold import fold_yuv
+from students.model import Student, mismatches
 
 LEFT_OUT = ("blocks.6.", "conv_head.", "norm_head.", "classifier.")
 ENCODER = ("stem.", "stages.")

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from students.encoder import Encoder, fbnet_stages, norms, out_channels, shortcuts, table_stages, unit
-from students.padding import Padding, conv, pad_with, smallest_side
 from students.fold import Triple, fold_yuv
+from students.padding import Padding, conv, pad_with, smallest_side
 
 STRIDE = 32
 CHANNEL_MULTIPLE = 4

@@ -11,7 +11,6 @@ from students.model import Student, StudentConfig, build_student
 from students.padding import Padding
 from students.presets import PRESETS
 from students.prior import network_input
-
 from tests.students.weights import fill
 
 EMPTY = torch.zeros(1, 1, 96, 128)
