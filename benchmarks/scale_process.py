@@ -26,8 +26,7 @@ from threadpoolctl import threadpool_limits
 
 from benchmarks.balance_process import memory_mb
 from pipeline import storage
-from pipeline.again import plan_of
-from pipeline.assign import Select, choose, plan_selection
+from pipeline.assign import PLAN_CELLS, Select, choose, plan_of, plan_selection, write_plan
 from pipeline.cluster import ClusterConfig
 from pipeline.embed import vectors_of
 from pipeline.hierarchy import Tree, cell_count, fit_hierarchy
@@ -35,7 +34,7 @@ from pipeline.known import GIVEN, effective
 from pipeline.quota import SelectConfig
 from pipeline.select import cell_name, first_of_each, selection_key
 from pipeline.stage import Done, Output, Span, Task, collect, identity, read_span, run_task
-from pipeline.step import run_step, weights_of, write_json, write_tables
+from pipeline.step import run_step, weights_of, write_tables
 
 PROBE_ROWS = 16_384
 """Rows of the blocks that the speed of the assignment is measured on."""
@@ -172,10 +171,10 @@ def measure(parts: Sequence[str], size: int, part_rows: int, folder: str, thread
                 [identity(config), target],
                 [assign.digest],
                 ["scipy"],
-                lambda to: [write_json(to, "plan.json", plan_selection(assign, target, config, balanced))],
+                lambda to: write_plan(to, plan_selection(assign, target, config, balanced)),
             )
         with clock.step("select"):
-            select = Select(plan=weights_of(planned, "plan.json"))
+            select = Select(plan=weights_of(planned, PLAN_CELLS))
             selected = in_turn("select", folder, select.open(), [Span(uri=uri) for uri in assign.uris()])
             chosen = choose(selected, plan_of(planned), {})
             write_tables(Path(folder), [chosen])

@@ -192,7 +192,7 @@ class Release:
         models: checkpoints.
         counts: conservation of the inputs.
         splits: rows of the shards of each folder below `shards/` (train, val, test, hold, audit).
-        cells: per quota cell its {"target", "actual"} rows.
+        cells: per group of clusters and class of a balanced attribute ("name=class") its {"target", "actual"} rows.
         files: sorted by path.
         erasures: ids of the erasures applied.
     """

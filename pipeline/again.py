@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,15 +18,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import storage
-from pipeline.assign import balanced_attributes, plan_cells
+from pipeline.assign import balanced_attributes, plan_cells, write_plan
 from pipeline.attributes import Given
 from pipeline.job import Job
 from pipeline.known import in_balance, mask_columns, with_masks
 from pipeline.quota import OF_SOURCE, SelectConfig
 from pipeline.select import cell_name, trim, turns
 from pipeline.stage import Done, Output, Span, Task, identity, iter_tables, read_span
-from pipeline.step import write_json, write_tables
+from pipeline.step import write_tables
 
 
 def choose_again(job: Job, chosen: Done, label: Done, given: Given | None) -> dict[str, Done]:
@@ -50,7 +48,7 @@ def _write(
 ) -> list[str]:
     labels = pa.concat_tables(iter_tables(label.uris(), mask_columns()))
     table, plan = choose_from(read_span(Span(uri=chosen.uris()[0])), labels, target, config, given)
-    return [*write_tables(folder, [table], rows), write_json(folder, "plan.json", plan)]
+    return [*write_tables(folder, [table], rows), *write_plan(folder, plan)]
 
 
 def choose_from(
@@ -131,12 +129,6 @@ def relabel_spans(uri: str, first: Sequence[int], labels: Sequence[str], rows: i
         needed = sorted({row // rows for row in first[start:stop]})
         spans.append((Span(uri=uri, start=start, stop=stop), *(Span(uri=labels[part]) for part in needed)))
     return spans
-
-
-def plan_of(planned: Done) -> dict[str, Any]:
-    """The plan that a step wrote."""
-    plan: dict[str, Any] = json.loads(storage.read_bytes(planned.uri("plan.json")))
-    return plan
 
 
 def first_target(config: SelectConfig, target: int, pool: int) -> int:

@@ -15,6 +15,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from manifests.shard import encode_parquet
 from pipeline import storage
 from pipeline.attributes import COMPUTED, Given, read_given
 from pipeline.cluster import load_tree
@@ -33,9 +35,11 @@ from pipeline.mask_attributes import MASK_ATTRIBUTES, SENSITIVE
 from pipeline.quota import LEVELS, OF_SOURCE, ClassPlan, Margin, SelectConfig, least_shortfall, plan_quotas
 from pipeline.select import cell_name, first_of_each, selection_key, survives, threshold, trim, turns
 from pipeline.stage import Done, Output, Span, Task, not_identity, read_span
-from pipeline.step import Weights
+from pipeline.step import Weights, write_json
 
 _CELL = "cell:"
+PLAN_CELLS = "cells.parquet"
+"""The file of a plan's cells."""
 _CLASSES = {**COMPUTED, **MASK_ATTRIBUTES}
 
 
@@ -125,7 +129,10 @@ class Select:
 
     def open(self) -> Callable[[Task], Output]:
         """Reads the thresholds of the plan and gives the function that keeps the survivors of a task."""
-        return functools.partial(self._run, json.loads(storage.read_bytes(self.plan.uri))["thresholds"])
+        cells = read_span(Span(uri=self.plan.uri), ["cell", "quota", "count"])
+        cells = cells.filter(pc.greater(cells.column("quota"), 0))
+        rows = zip(*(column.to_pylist() for column in cells.columns), strict=True)
+        return functools.partial(self._run, {cell: threshold(quota, count) for cell, quota, count in rows})
 
     def _run(self, thresholds: Mapping[str, float], task: Task) -> Output:
         slim = read_span(task.spans[0], ["key", "cell"])
@@ -149,7 +156,7 @@ def plan_selection(
 def plan_cells(
     counts: Mapping[str, int], target: int, config: SelectConfig, balanced: Sequence[str], given: Given | None
 ) -> dict[str, Any]:
-    """Quotas and thresholds of every cell, and how far the targets are met, as the JSON that later stages read.
+    """Counts and quotas of every cell, and how far the targets are met; see ``write_plan``.
 
     Frames whose vector is dead (path -1) are counted and get no quota.
 
@@ -164,9 +171,34 @@ def plan_cells(
         "attributes": list(balanced),
         "counts": dict(counts),
         "quotas": plan.quotas,
-        "thresholds": {cell: threshold(quota, counts[cell]) for cell, quota in plan.quotas.items()},
         "targets": [_margin_json(margin, rows) for margin, rows in plan.margins if margin.name != LEVELS[-1]],
         "shortfall": {"ours": plan.shortfall, "least": least_shortfall(alive, plan)},
+    }
+
+
+def write_plan(folder: Path, plan: Mapping[str, Any]) -> list[str]:
+    """Writes a plan: its cells as a table (cell, count, quota), for there may be a million; the rest as JSON."""
+    names = sorted(plan["counts"])
+    columns = [plan["counts"], {cell: plan["quotas"].get(cell, 0) for cell in names}]
+    table = pa.table(
+        [pa.array(names, pa.string()), *(pa.array([c[n] for n in names], pa.int64()) for c in columns)],
+        names=["cell", "count", "quota"],
+    )
+    rest = {name: value for name, value in plan.items() if name not in ("counts", "quotas")}
+    storage.write_bytes(str(folder / PLAN_CELLS), encode_parquet(table, row_group_rows=1 << 16))
+    return [PLAN_CELLS, write_json(folder, "plan.json", rest)]
+
+
+def plan_of(planned: Done) -> dict[str, Any]:
+    """The plan that ``write_plan`` wrote; frames without a vector are counted and have no quota."""
+    plan: dict[str, Any] = json.loads(storage.read_bytes(planned.uri("plan.json")))
+    cells = read_span(Span(uri=planned.uri(PLAN_CELLS)))
+    names, counts, quotas = (cells.column(name).to_pylist() for name in ("cell", "count", "quota"))
+    dead = ("[-1,", "[-1]")
+    return {
+        **plan,
+        "counts": dict(zip(names, counts, strict=True)),
+        "quotas": {name: n for name, n in zip(names, quotas, strict=True) if not name.startswith(dead)},
     }
 
 
@@ -238,6 +270,8 @@ def balanced_attributes(config: SelectConfig, given: Given | None, *, masks: boo
     Raises:
         InputError: the config names an attribute that is not known in any round.
     """
+    if given and OF_SOURCE in given.names:
+        raise InputError(f"an attribute may not be called '{OF_SOURCE}', the plan has its own; rename the column")
     known = {*COMPUTED, *(given.names if given else ())}
     later = set(MASK_ATTRIBUTES) - known if config.rounds == 2 else set()
     named = {*config.attributes, *(name for pair in config.pairs for name in pair)}

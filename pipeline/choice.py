@@ -14,8 +14,18 @@ from pathlib import Path, PurePosixPath
 import numpy as np
 
 from pipeline import storage
-from pipeline.again import first_target, plan_of
-from pipeline.assign import Assign, Select, balanced_attributes, cell_counts, choose, plan_selection
+from pipeline.again import first_target
+from pipeline.assign import (
+    PLAN_CELLS,
+    Assign,
+    Select,
+    balanced_attributes,
+    cell_counts,
+    choose,
+    plan_of,
+    plan_selection,
+    write_plan,
+)
 from pipeline.attributes import Given, read_given
 from pipeline.cluster import cluster
 from pipeline.config import Config
@@ -27,7 +37,7 @@ from pipeline.probe import Probe, probe_spans
 from pipeline.quota import shortfall_text
 from pipeline.sources import list_sources
 from pipeline.stage import Done, Span, identity, read_span
-from pipeline.step import Weights, digest_of, weights_of, write_json, write_tables
+from pipeline.step import Weights, digest_of, weights_of, write_tables
 from teachers.checkpoint import sha256_file
 
 _READING = ("probe", "embed", "first_label", "label")
@@ -118,10 +128,10 @@ def _choose(job: Job, stages: Mapping[str, Done], balanced: Sequence[str], given
         [identity(config), target],
         [assign],
         ["scipy"],
-        lambda folder: [write_json(folder, "plan.json", plan_selection(assign, target, config, balanced, given))],
+        lambda folder: write_plan(folder, plan_selection(assign, target, config, balanced, given)),
     )
     select = job.stage(
-        Select(plan=weights_of(planned, "plan.json")), [(Span(uri=uri),) for uri in assign.uris()], assign, planned
+        Select(plan=weights_of(planned, PLAN_CELLS)), [(Span(uri=uri),) for uri in assign.uris()], assign, planned
     )
     chosen = job.step(
         "chosen",

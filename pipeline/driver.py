@@ -26,8 +26,8 @@ from manifests.labelled import LabelledError
 from manifests.release import Model
 from manifests.verify import verify_release
 from pipeline import storage
-from pipeline.again import choose_again, plan_of
-from pipeline.assign import group_column
+from pipeline.again import choose_again
+from pipeline.assign import group_column, plan_of
 from pipeline.attributes import COMPUTED
 from pipeline.choice import brought, embed_work, given_of, quarantine, take
 from pipeline.cluster import with_attributes

@@ -42,6 +42,7 @@ from pipeline.errors import StageError
 from pipeline.known import GIVEN, MASK, MASK_CONFIDENCE, effective, mask_columns, with_masks
 from pipeline.mask_attributes import MASK_ATTRIBUTES
 from pipeline.publish import PUBLISHED, SPLITS, Shard, split_of
+from pipeline.quota import LEVELS
 from pipeline.stage import Done, Span, identity, iter_tables, read_span
 
 FILE_ROWS = 250_000
@@ -441,6 +442,18 @@ def _lineage(run: Run) -> dict[str, Any]:
 
 
 def _cells(run: Run, columns: pa.Table) -> dict[str, dict[str, int]]:
+    """Planned and kept frames per group of clusters and per class of every balanced attribute."""
     kept = columns.filter(pc.equal(columns.column("decision"), "keep"))
-    actual = Counter(kept.column("quota_cell").to_pylist())
-    return {cell: {"target": quota, "actual": actual[cell]} for cell, quota in run.plan["quotas"].items() if quota}
+    heads = ["group", *run.plan.get("attributes", ())]
+    target = _by_class(heads, run.plan["quotas"])
+    actual = _by_class(heads, Counter(kept.column("quota_cell").to_pylist()))
+    return {name: {"target": n, "actual": actual[name]} for name, n in target.items() if n}
+
+
+def _by_class(heads: Sequence[str], frames: Mapping[str, int]) -> Counter[str]:
+    sums: Counter[str] = Counter()
+    for cell, number in frames.items():
+        group, *rest = json.loads(cell)
+        for head, value in zip(heads, [group, *rest[len(LEVELS) - 1 :]], strict=True):
+            sums[f"{head}={'unknown' if value is None else value}"] += number
+    return sums

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.assign import Assign, Select, choose, plan_selection
+from pipeline.assign import PLAN_CELLS, Assign, Select, choose, plan_selection, write_plan
 from pipeline.cluster import ClusterConfig, cluster
 from pipeline.clusterfit import ClusterFitConfig
 from pipeline.dedupe import dedupe
@@ -20,7 +20,7 @@ from pipeline.probe import Probe
 from pipeline.quota import SelectConfig
 from pipeline.sources import list_sources
 from pipeline.stage import Done, Part, Span, Task, Work, collect, iter_tables, run_task, write_manifest
-from pipeline.step import Weights, write_json, write_tables
+from pipeline.step import Weights, write_tables
 from tests.pipeline.media import jpeg, moving, video
 
 SCAN = ScanConfig()
@@ -90,8 +90,8 @@ def chain(folder: Path, inputs: Path, cuts: Sequence[int], given: Path | None = 
 def taken(folder: Path, assigned: Done, target: int) -> tuple[pa.Table, dict[str, Any]]:
     folder.mkdir()
     plan = plan_selection(assigned, target, SelectConfig(), BALANCED)
-    write_json(folder, "plan.json", plan)
-    work = Select(plan=Weights(uri=str(folder / "plan.json"), sha256="p"))
+    write_plan(folder, plan)
+    work = Select(plan=Weights(uri=str(folder / PLAN_CELLS), sha256="p"))
     selected = finish(work, folder / "select", [(Span(uri=uri),) for uri in assigned.uris()])
     return choose(selected, plan, {}), plan
 

@@ -12,7 +12,10 @@ from pipeline.assign import (
     balanced_attributes,
     cell_counts,
     group_column,
+    plan_cells,
+    plan_of,
     plan_selection,
+    write_plan,
 )
 from pipeline.attributes import COMPUTED, Given
 from pipeline.cluster import load_tree
@@ -22,8 +25,8 @@ from pipeline.known import GIVEN, effective, given_names
 from pipeline.quota import OF_SOURCE, SelectConfig
 from pipeline.select import cell_name, selection_key
 from pipeline.stage import Span
-from pipeline.step import Weights
-from tests.pipeline.chains import SEED, Chain, finish, rows_of, taken
+from pipeline.step import Weights, run_step
+from tests.pipeline.chains import BALANCED, SEED, Chain, finish, rows_of, taken
 
 PLAIN = SelectConfig(source_weight=0)
 
@@ -82,7 +85,7 @@ def test_frames_that_belong_nowhere_are_counted_and_get_no_quota(whole: Chain) -
     assigned = dataclasses.replace(whole.assigned, counts=counts)
     plan = plan_selection(assigned, whole.assigned.rows, SelectConfig())
     assert plan["counts"][nowhere] == 4
-    assert nowhere not in plan["thresholds"]
+    assert nowhere not in plan["quotas"]
     assert sum(plan["quotas"].values()) == whole.assigned.rows
     with pytest.raises(InputError, match="is above what exists"):
         plan_selection(assigned, whole.assigned.rows + 1, SelectConfig())
@@ -127,3 +130,16 @@ def test_attributes_to_balance_are_known_ones() -> None:
         match=r"\[select\] names 'place', which is not known; known are aspect_ratio",
     ):
         balanced_attributes(SelectConfig(attributes=("place",)), None)
+
+
+def test_a_plan_is_read_as_it_was_written(whole: Chain, tmp_path: Path) -> None:
+    nowhere = cell_name((-1, -1, -1), ("dim", None))
+    counts = {**cell_counts(whole.assigned), nowhere: 4}
+    plan = plan_cells(counts, 7, SelectConfig(), BALANCED, None)
+    done = run_step(str(tmp_path), "plan", 1, None, [], [], lambda folder: write_plan(folder, plan))
+    assert plan_of(done) == json.loads(json.dumps(plan))
+
+
+def test_an_attribute_of_the_plans_own_name_is_refused() -> None:
+    with pytest.raises(InputError, match="'frame_of_source', the plan has its own; rename the column"):
+        balanced_attributes(SelectConfig(), Given(names=(OF_SOURCE,), values={}))

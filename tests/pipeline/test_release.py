@@ -27,7 +27,8 @@ from pipeline.known import GIVEN, MASK
 from pipeline.label import LabelConfig
 from pipeline.mask_attributes import MASK_ATTRIBUTES
 from pipeline.publish import SPLITS, Shard, publish_plan, split_of
-from pipeline.release import Run, count_items, statistics, write
+from pipeline.release import Run, _cells, count_items, statistics, write
+from pipeline.select import cell_name
 from pipeline.stage import Done, Part, iter_tables, write_manifest
 from pipeline.step import run_step, write_tables
 from tests.pipeline.test_label import MOST, rows_of
@@ -77,7 +78,7 @@ def draw_run(made: Published, published: Done) -> Run:
         models=(Model(role="teacher", id="t", sha256=made.drawn.sha256, source="given", licence="unknown"),),
         stages=stages,
         judge={"judged": 7},
-        plan={"quotas": {**cells, "empty": 0}},
+        plan={"quotas": {**cells, "[9,9,9]": 0}},
         faults=[FAULT],
     )
 
@@ -115,9 +116,9 @@ def test_a_release_verifies_to_the_last_pixel(written: Path, made: Published) ->
     assert release.counts == Counts(read=35, undecodable=3, duplicate=6, not_sampled=12, dropped=2, held=3, kept=9)
     assert release.splits == {split: made.plan.column("split").to_pylist().count(split) for split in SPLITS}
     decisions = made.verdicts.column("decision").to_pylist()
-    cells = made.drawn.chosen.column("cell").to_pylist()
-    kept = Counter(cell for cell, decision in zip(cells, decisions, strict=True) if decision == "keep")
-    assert release.cells == {cell: {"target": n, "actual": kept[cell]} for cell, n in Counter(cells).items()}
+    groups = [f"group={json.loads(cell)[0]}" for cell in made.drawn.chosen.column("cell").to_pylist()]
+    kept = Counter(group for group, decision in zip(groups, decisions, strict=True) if decision == "keep")
+    assert release.cells == {group: {"target": n, "actual": kept[group]} for group, n in Counter(groups).items()}
 
 
 def test_a_release_written_again_or_elsewhere_is_the_same_bytes(
@@ -254,6 +255,20 @@ def test_every_item_is_counted_once(
     assert counts.duplicate == duplicate + thinned + sum(dedupe)
     with pytest.raises(ConservationError, match="counts: read is"):
         count_items(staged(probe | {"read": read + 1}, embed, dedupe, pool, capped, root), decisions)
+
+
+def test_planned_and_kept_frames_are_told_per_group_and_class(run: Run) -> None:
+    quotas = {cell_name((0, 1, 2), ("a", None)): 3, cell_name((4, 5, 6), ("b", "x")): 2}
+    kept = pa.table({"decision": ["keep", "keep", "hold"], "quota_cell": [*quotas, next(iter(quotas))]})
+    found = _cells(replace(run, plan={"attributes": ["place", "tone"], "quotas": quotas}), kept)
+    assert found == {
+        "group=0": {"target": 3, "actual": 1},
+        "group=4": {"target": 2, "actual": 1},
+        "place=a": {"target": 3, "actual": 1},
+        "place=b": {"target": 2, "actual": 1},
+        "tone=unknown": {"target": 3, "actual": 1},
+        "tone=x": {"target": 2, "actual": 1},
+    }
 
 
 # Tables ---------------------------------------------------------------------------------------------------------------
