@@ -13,7 +13,7 @@ import functools
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -80,9 +80,9 @@ class Assign:
         paths, distances = tree.assign(vectors)
         ids = table.column("sample_id").to_pylist()
         keys = np.array([selection_key(self.seed, i) for i in ids], np.uint64)
-        probed = probed.append_column(
-            OF_SOURCE, pa.array(turns(probed.column("source_uri").to_pylist(), keys), pa.string())
-        )
+        other = np.array([selection_key(self.seed, f"turn|{i}") for i in ids], np.uint64)
+        turn = turns(probed.column("source_uri").to_pylist(), other)  # by other keys: those of a cell must stay uniform
+        probed = probed.append_column(OF_SOURCE, pa.array(turn, pa.string()))
         columns = [in_balance(probed, name).to_pylist() for name in self.balanced]
         classes = zip(*columns, strict=True) if columns else ((),) * len(ids)
         cells = [cell_name(path.tolist(), values) for path, values in zip(paths, classes, strict=True)]
@@ -270,8 +270,9 @@ def balanced_attributes(config: SelectConfig, given: Given | None, *, masks: boo
     Raises:
         InputError: the config names an attribute that is not known in any round.
     """
-    if given and OF_SOURCE in given.names:
-        raise InputError(f"an attribute may not be called '{OF_SOURCE}', the plan has its own; rename the column")
+    taken = sorted({OF_SOURCE, *LEVELS} & set(given.names if given else ()))
+    if taken:
+        raise InputError(f"an attribute may not be called '{taken[0]}', the plan has its own; rename the column")
     known = {*COMPUTED, *(given.names if given else ())}
     later = set(MASK_ATTRIBUTES) - known if config.rounds == 2 else set()
     named = {*config.attributes, *(name for pair in config.pairs for name in pair)}
@@ -280,9 +281,22 @@ def balanced_attributes(config: SelectConfig, given: Given | None, *, masks: boo
         hint = "; it is told by masks, which needs select.rounds = 2" if unknown[0] in MASK_ATTRIBUTES else ""
         listed = ", ".join(sorted(known | later))
         raise InputError(f"[select] names '{unknown[0]}', which is not known{hint}; known are {listed}")
-    at_hand = known | later if masks else known
-    asked = at_hand & set(config.attributes) if config.attributes else at_hand - (later & SENSITIVE)
+    final = (known | later) & set(config.attributes) if config.attributes else (known | later) - (later & SENSITIVE)
+    _check_balanced(config, final)
+    asked = final if masks else final & known
     return tuple(sorted(asked | ({OF_SOURCE} if config.source_weight > 0 else set())))
+
+
+def _check_balanced(config: SelectConfig, final: Set[str]) -> None:
+    """Refuses pairs and targets of what is not balanced in the end."""
+    pairs = {f"{one}+{other}" for one, other in config.pairs}
+    wanted = {name for pair in config.pairs for name in pair} | {name for name in config.targets if "+" not in name}
+    strange = sorted(wanted - final) or sorted({name for name in config.targets if "+" in name} - pairs)
+    if strange:
+        raise InputError(
+            f"[select] pairs or targets name '{strange[0]}', which is not balanced; balanced are "
+            f"{', '.join(sorted({*final, *pairs}))} (attributes: select.attributes, pairs as select.pairs has them)"
+        )
 
 
 def _only(config: SelectConfig, balanced: Sequence[str]) -> SelectConfig:

@@ -162,9 +162,9 @@ def check_names(uri: str, names: Sequence[str]) -> None:
 
 
 def clean_class(value: object) -> str | None:
-    """A class as a table has it, without blanks around it; None where the cell is empty."""
+    """A class as a table has it, without blanks around it; None where the cell is empty or "unknown"."""
     text = "" if value is None else str(value).strip()
-    return text[:256] or None
+    return None if text in ("", "unknown") else text[:256]
 
 
 def _tails(sources: Sequence[str], wanted: set[str]) -> dict[str, list[str]]:

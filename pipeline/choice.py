@@ -118,11 +118,12 @@ def take(job: Job) -> dict[str, Done]:
 def _choose(job: Job, stages: Mapping[str, Done], balanced: Sequence[str], given: Given | None) -> dict[str, Done]:
     assign, embed, probe, deduped = (stages[name] for name in ("assign", "embed", "probe", "dedupe"))
     counts, config = cell_counts(assign), job.config.select
-    if job.target > sum(counts.values()):
+    alive = {cell: n for cell, n in counts.items() if json.loads(cell)[0] >= 0}
+    if job.target > sum(alive.values()):
         listed = storage.join(job.output, "cells.json")
         storage.write_bytes(listed, json.dumps(counts, indent=1, sort_keys=True, ensure_ascii=False).encode())
-        raise InputError(f"{shortfall_text(counts, job.target)}; frames per cell are listed in {listed}")
-    target = first_target(config, job.target, sum(n for cell, n in counts.items() if json.loads(cell)[0] >= 0))
+        raise InputError(f"{shortfall_text(alive, job.target)}; frames per cell are listed in {listed}")
+    target = first_target(config, job.target, sum(alive.values()))
     planned = job.step(
         "plan",
         [identity(config), target],

@@ -198,7 +198,7 @@ def cluster(
     sources = len({sample.sources[row] for row in alive})
     most = min(config.most, config.tree.most)
     cells = cell_count(n, sources, config.per_cluster, most, config.tree.sparse)
-    fit = fit_hierarchy(features, cells=cells, seed=seed, config=config.tree, keys=keys)
+    fit = fit_hierarchy(features, cells=cells, seed=seed, config=config.tree, keys=keys, independent=sources)
     tree = fit.tree
     arrays = {"cells": tree.cells, "clusters": tree.clusters, "groups": tree.groups}
     storage.write_bytes(str(folder / "tree.safetensors"), save(arrays))

@@ -73,7 +73,7 @@ class Job:
         return lambda text: self.say(stage, text)
 
 
-STEP_VERSIONS: dict[str, int] = {"chosen": 2, "cluster": 3, "dedupe": 3, "plan": 2}
+STEP_VERSIONS: dict[str, int] = {"chosen": 2, "cluster": 3, "dedupe": 3, "placed": 2, "plan": 3}
 """Code versions of driver steps whose results have changed since version 1; a changed step gets a new folder."""
 
 

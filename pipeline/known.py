@@ -7,6 +7,7 @@ import pyarrow.compute as pc
 
 from pipeline.attributes import COMPUTED, Given
 from pipeline.mask_attributes import MASK_ATTRIBUTES
+from pipeline.quota import OF_SOURCE
 
 GIVEN = "given."
 """Prefix of the columns that hold what the user gave."""
@@ -45,7 +46,8 @@ def mask_columns() -> list[str]:
 
 def effective(rows: pa.Table, name: str) -> pa.ChunkedArray:
     """An attribute's values: what the user gave, else what the mask tells, else what was computed, else null."""
-    columns = [rows.column(c) for c in (GIVEN + name, MASK + name, name) if c in rows.column_names]
+    own = (name,) if name in COMPUTED or name == OF_SOURCE else ()  # no other column of a row is an attribute
+    columns = [rows.column(c) for c in (GIVEN + name, MASK + name, *own) if c in rows.column_names]
     return pc.coalesce(*columns) if columns else pa.chunked_array([pa.nulls(rows.num_rows, pa.string())])
 
 

@@ -39,7 +39,7 @@ MASK_ATTRIBUTES: Final[dict[str, tuple[str, ...]]] = {
     "truncation": ("none", "bottom", "side", "top", "several"),
 }
 SENSITIVE: Final = frozenset({"apparent_skin_tone", "skin_background_similarity"})
-"""Those that describe a protected property, as the taxonomy says; they stay in the label table."""
+"""Those that describe a protected property, as the taxonomy says: in manifest and evidence, never in shards."""
 
 UNKNOWN: Final[Told] = (None, None)
 _SIDE = 192

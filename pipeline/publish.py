@@ -84,7 +84,7 @@ class PublishConfig:
         rows: samples per shard.
         val: share of the groups (sources) in the validation split.
         test: share of the groups in the test split.
-        audit: most dropped samples per quota cell whose pixels are kept for review.
+        audit: most dropped samples per group of clusters whose pixels are kept for review.
         quality: JPEG quality of the images.
         licence: of the images, as the manifest states it.
         consent: of the people shown, as the manifest states it.
@@ -296,8 +296,8 @@ class _Masks:
 
 
 def _audit_rows(chosen: pa.Table, labels: pa.Table, decisions: Sequence[str], config: PublishConfig) -> set[int]:
-    """Up to ``audit`` dropped rows of each quota cell: those with the smallest hashes, as far as they have a label."""
-    cells = chosen.column("cell").to_pylist()
+    """Up to ``audit`` dropped rows of each group of clusters: of smallest hashes, as far as they have a label."""
+    cells = [str(path[0]) for path in chosen.column("cluster_path").to_pylist()]
     keys = chosen.column("key").to_pylist()
     faults = labels.column("fault").to_pylist()
     dropped = [row for row, decision in enumerate(decisions) if decision == "drop" and faults[row] is None]

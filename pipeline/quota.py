@@ -104,6 +104,8 @@ def _check_pairs(pairs: Sequence[tuple[str, str]]) -> None:
 
 
 def _check_target(name: str, target: str | Mapping[str, float]) -> None:
+    if name == OF_SOURCE:
+        raise ValueError(f"select.targets cannot set '{OF_SOURCE}'; use select.source_weight and select.per_source")
     if isinstance(target, str):
         if target not in ("uniform", "proportional"):
             raise ValueError(f"select.targets.{name} must be 'uniform', 'proportional' or a table, got {target!r}")
@@ -205,7 +207,7 @@ def plan_quotas(
     capacity = np.array([counts[name] for _, name in cells], np.int64)
     margins = _margins([values for values, _ in cells], capacity, config, attributes, classes or {})
     taken = _greedy(margins, capacity, target)
-    checked = [margin for margin in margins if margin.name not in LEVELS]
+    checked = [margin for margin in margins if margin.name not in (*LEVELS, OF_SOURCE)]
     return QuotaPlan(
         quotas={name: int(n) for (_, name), n in zip(cells, taken, strict=True)},
         margins=tuple((margin, _class_plans(margin, capacity, taken, target)) for margin in margins),
@@ -219,7 +221,7 @@ def least_shortfall(counts: Mapping[str, int], plan: QuotaPlan) -> float | None:
     A mixed-integer program over frames per cell and what each class lacks. Beyond 200 cells its relaxation, a lower
     bound; beyond 20,000 cells None.
     """
-    margins = [margin for margin, _ in plan.margins if margin.name not in LEVELS]
+    margins = [margin for margin, _ in plan.margins if margin.name not in (*LEVELS, OF_SOURCE)]
     return _least(margins, np.array([counts[name] for name in plan.quotas], np.int64), sum(plan.quotas.values()))
 
 
@@ -364,9 +366,10 @@ def _greedy(margins: Sequence[Margin], capacity: NDArray[np.int64], target: int)
     """
     left, many = capacity.copy(), len(capacity) > _EXACT_CELLS
     starts = np.cumsum([0, *(len(margin.share) for margin in margins)])
-    member = np.stack([m.member + start for m, start in zip(margins, starts, strict=False)])
-    weight = np.repeat([m.weight for m in margins], np.diff(starts))
-    base = np.concatenate([m.weight * np.log(np.maximum(m.share, _NEVER)) for m in margins])
+    shifted = [m.member + start for m, start in zip(margins, starts, strict=False)]
+    member = np.array(shifted, np.int64).reshape(len(margins), len(capacity))
+    weight = np.repeat(np.array([m.weight for m in margins], np.float64), np.diff(starts))
+    base = np.concatenate([np.zeros(0), *(m.weight * np.log(np.maximum(m.share, _NEVER)) for m in margins)])
     filled = np.zeros(len(base), np.int64)
     score = base.copy()
     done, working = 0, _WORKING_OF_MANY if many else _WORKING
@@ -453,6 +456,6 @@ def _least(margins: Sequence[Margin], capacity: NDArray[np.int64], target: int) 
             LinearConstraint(sparse.hstack([table, sparse.eye(classes)]), wanted, np.inf),
             LinearConstraint(sparse.csr_matrix(np.concatenate([np.ones(cells), np.zeros(classes)])), target, target),
         ],
-        options={"time_limit": 20.0},
+        options={"node_limit": 10_000},
     )
     return None if solved.x is None or solved.status != 0 else float(solved.fun)

@@ -6,6 +6,7 @@ from collections import Counter
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from pipeline.assign import (
@@ -140,6 +141,29 @@ def test_a_plan_is_read_as_it_was_written(whole: Chain, tmp_path: Path) -> None:
     assert plan_of(done) == json.loads(json.dumps(plan))
 
 
-def test_an_attribute_of_the_plans_own_name_is_refused() -> None:
-    with pytest.raises(InputError, match="'frame_of_source', the plan has its own; rename the column"):
-        balanced_attributes(SelectConfig(), Given(names=(OF_SOURCE,), values={}))
+@pytest.mark.parametrize("name", [OF_SOURCE, "group", "cluster", "prototype"])
+def test_an_attribute_of_the_plans_own_name_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=f"'{name}', the plan has its own; rename the column"):
+        balanced_attributes(SelectConfig(), Given(names=(name,), values={}))
+
+
+@pytest.mark.parametrize(
+    ("config", "name"),
+    [
+        (SelectConfig(attributes=("lighting_level",), pairs=(("lighting_level", "sharpness"),)), "sharpness"),
+        (SelectConfig(targets={"typo": "uniform"}), "typo"),
+        (
+            SelectConfig(pairs=(("lighting_level", "sharpness"),), targets={"sharpness+lighting_level": "uniform"}),
+            "sharp",
+        ),
+        (SelectConfig(rounds=2, targets={"apparent_skin_tone": "uniform"}), "apparent_skin_tone"),
+    ],
+)
+def test_what_is_not_balanced_in_the_end_has_no_target(config: SelectConfig, name: str) -> None:
+    with pytest.raises(InputError, match=rf"\[select\] pairs or targets name '{name}.*', which is not balanced"):
+        balanced_attributes(config, None)
+
+
+def test_no_other_column_of_a_row_is_an_attribute(whole: Chain) -> None:
+    rows = rows_of(whole.assigned).append_column(GIVEN + "width", pa.array([None] * whole.assigned.rows, pa.string()))
+    assert effective(rows, "width").null_count == effective(rows, "source_uri").null_count == whole.assigned.rows

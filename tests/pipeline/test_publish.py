@@ -152,7 +152,7 @@ def draw_judged(seed: int, count: int) -> Judged:
         "width": pa.array([320] * count, pa.int32()),
         "height": pa.array([180] * count, pa.int32()),
         "key": pa.array(rng.integers(0, 20, count).astype(np.uint64)),
-        "cell": [f"c{cell}" for cell in rng.integers(0, 3, count)],
+        "cluster_path": [[group, group, group] for group in rng.integers(0, 3, count).tolist()],
     }
     names = rng.choice(VERDICT_NAMES, count).tolist()
     faults = ["gone" if name == "drop" and rng.random() < 0.3 else None for name in names]
@@ -216,17 +216,17 @@ def test_the_shards_follow_each_other_and_are_full_but_the_last(drawn: tuple[Jud
 
 
 @given(PLANS)
-def test_the_audit_holds_the_smallest_hashes_of_dropped_labels_of_each_cell(drawn: tuple[Judged, int, int]) -> None:
+def test_the_audit_holds_the_smallest_hashes_of_dropped_labels_of_each_group(drawn: tuple[Judged, int, int]) -> None:
     judged, rows, audit = drawn
     plan, _ = publish_plan(judged.chosen, judged.labels, judged.verdicts, PublishConfig(rows=rows, audit=audit), 0)
     taken = {row["row"] for row in plan.to_pylist() if row["split"] == "audit"}
-    cells, keys = (judged.chosen.column(name).to_pylist() for name in ("cell", "key"))
+    paths, keys = (judged.chosen.column(name).to_pylist() for name in ("cluster_path", "key"))
     decisions = judged.verdicts.column("decision").to_pylist()
     faults = judged.labels.column("fault").to_pylist()
     able = [row for row, d in enumerate(decisions) if d == "drop" and faults[row] is None]
     assert taken <= set(able)
-    for cell in set(cells):
-        mine = sorted((row for row in able if cells[row] == cell), key=lambda row: (keys[row], row))
+    for group in {path[0] for path in paths}:
+        mine = sorted((row for row in able if paths[row][0] == group), key=lambda row: (keys[row], row))
         assert taken & set(mine) == set(mine[:audit])
 
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.quota import SelectConfig, plan_quotas
+from pipeline.quota import OF_SOURCE, SelectConfig, plan_quotas
 from pipeline.select import cell_name, first_of_each, selection_key, survives, threshold, trim, turns
 
 CONFIG = SelectConfig()
@@ -129,3 +129,19 @@ def test_turns_count_the_frames_of_each_source_in_octaves() -> None:
     sources = ["a"] * 7 + ["b"] * 2
     assert turns(sources, keys) == ["4-7", "1", "4-7", "2-3", "2-3", "4-7", "4-7", "2-3", "1"]
     assert turns([], np.zeros(0, np.uint64)) == []
+
+
+@pytest.mark.parametrize(
+    ("sources", "each", "target"), [(50, 60, 1000), (200, 30, 1000), (100, 100, 3000), (1, 1000, 300)]
+)
+def test_turns_leave_the_keys_of_a_cell_uniform_so_that_enough_survive(sources: int, each: int, target: int) -> None:
+    ids = [f"{s}/{f}" for s in range(sources) for f in range(each)]
+    keys = np.array([selection_key(0, i) for i in ids], np.uint64)
+    other = np.array([selection_key(0, f"turn|{i}") for i in ids], np.uint64)
+    turn = turns([i.split("/")[0] for i in ids], other)
+    cells = [cell_name((0, 0, 0), (t, "ab"[n % 3 == 0])) for n, t in enumerate(turn)]
+    counts = Counter(cells)
+    wanted = plan_quotas(counts, target, CONFIG, (OF_SOURCE, "light")).quotas
+    limits = {cell: threshold(quota, counts[cell]) for cell, quota in wanted.items()}
+    stays = np.flatnonzero(survives(keys, np.array([limits[cell] for cell in cells])))
+    assert len(trim([cells[i] for i in stays], keys[stays], [ids[i] for i in stays], wanted)) == target
