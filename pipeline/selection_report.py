@@ -381,8 +381,8 @@ _DEFINITIONS = {
     ),
     "Target": (
         "the share of the selection that each class of a margin should have: the shares of plan.json, where the "
-        "targets of each margin stand with its weight. Groups share equally, the clusters of a group share what is "
-        "the group's, its prototypes what is the cluster's."
+        "targets of each margin stand with its weight. Groups share by the root of the number of their "
+        "clusters; the clusters of a group share what is the group's, its prototypes what is the cluster's."
     ),
     "Wanted, exist, chosen": "frames asked for (share times frames chosen), candidates, and chosen frames of a class.",
     "Two rounds": (
