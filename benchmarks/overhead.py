@@ -33,8 +33,8 @@ from pipeline.stage import Span, iter_tables
 from pipeline.step import write_tables
 from pipeline.threads import one_thread
 from teachers.backend import TeacherConfig, load_teacher
-from teachers.checkpoint import sha256_file
 from teachers.teacher import Teacher
+from training.files import sha256_file
 
 SCAN = ScanConfig()
 

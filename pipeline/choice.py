@@ -38,7 +38,7 @@ from pipeline.quota import shortfall_text
 from pipeline.sources import list_sources
 from pipeline.stage import Done, Span, identity, read_span
 from pipeline.step import Weights, digest_of, weights_of, write_tables
-from teachers.checkpoint import sha256_file
+from training.files import sha256_file
 
 _READING = ("probe", "embed", "first_label", "label")
 """The stages that decode, and so may set inputs aside."""

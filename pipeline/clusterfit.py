@@ -29,8 +29,7 @@ from pipeline import storage
 from pipeline.embed import decode_jpeg
 from pipeline.errors import StageError
 from pipeline.kmeans import row_keys
-from teachers.devices import accelerator_of
-from teachers.recipe import TeachConfig, TeachError
+from training.devices import DeviceError, Devices, accelerator_of
 
 _STATE = "state.pt"
 _LEAST_FRAMES = 20
@@ -345,8 +344,8 @@ class ClusterFitNetwork:
 
 def _accelerator(config: ClusterFitConfig) -> str:
     try:
-        return accelerator_of(TeachConfig(accelerator=config.accelerator))
-    except TeachError as error:
+        return accelerator_of(Devices(accelerator=config.accelerator))
+    except DeviceError as error:
         raise StageError(
             f"cluster.fit.accelerator is {config.accelerator!r}, but torch finds no GPU here: choose cpu or auto"
         ) from error

@@ -50,8 +50,8 @@ from pipeline.teacher import open_teacher, settings_digest
 from pipeline.threads import torch_threads
 from students.train import train_student
 from teachers.backend import load_teacher
-from teachers.checkpoint import sha256_file
 from teachers.train import FILES, TeachError, TeachResult, input_digests, teach
+from training.files import sha256_file
 
 
 def curate(job: Job) -> Result:

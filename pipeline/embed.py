@@ -26,7 +26,8 @@ from pipeline.frames import ScanConfig, content_sha256, fetch
 from pipeline.probe import opener
 from pipeline.stage import Output, Task, not_identity, read_span
 from pipeline.thin import ThinConfig, thin
-from teachers.checkpoint import CheckpointError, load_state, sha256_file
+from teachers.checkpoint import CheckpointError, load_state
+from training.files import sha256_file
 
 DESCRIPTOR_DIMENSION = 336
 

@@ -17,6 +17,7 @@ from teachers.onnx import OnnxConfig, load_onnx
 from teachers.pointrend import PointRend, PointRendBackend
 from teachers.semantic import SemanticPointRend
 from teachers.teacher import Backend, Labeller, Teacher, TeacherError
+from training.files import sha256_file
 
 #: Numbers of classes by which a foreign model's data set is known: our own two, Cityscapes, COCO.
 _KNOWN = {"semantic": (2, 19), "instance": (1, 8, 80)}
@@ -109,7 +110,7 @@ def load_model(path: Path) -> tuple[PointRend, float]:
 def _pointrend(path: Path, config: TeacherConfig) -> tuple[Backend, float]:
     model, temperature = load_model(path)
     model.config = adapted(path, model.config, config)
-    sha256 = checkpoint.sha256_file(path)
+    sha256 = sha256_file(path)
     backend = PointRendBackend(
         model,
         sha256,

@@ -7,7 +7,6 @@ file, and a file that does not fit the network key by key is refused.
 import hashlib
 import json
 import math
-import os
 import pickle
 import re
 import zipfile
@@ -25,6 +24,7 @@ from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
 from teachers.backbone import BackboneConfig, config_json
+from training.files import write_atomically
 
 #: A larger file is not read: the largest zoo model has 0.5 GB.
 MAX_BYTES = 4 * 2**30
@@ -35,12 +35,6 @@ _HARMLESS = re.compile(r"pixel_mean|pixel_std|proposal_generator\.anchor_generat
 
 class CheckpointError(ValueError):
     """A file of weights that is broken, hostile, or made for another network."""
-
-
-def sha256_file(path: Path) -> str:
-    """The SHA-256 of a file's bytes, in lower-case hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 # --- Reading -----------------------------------------------------------------------------------------------------
@@ -319,19 +313,6 @@ def save_checkpoint(
     data = save_safetensors(tensors, {METADATA_KEY: header})
     write_atomically(path, data)
     return hashlib.sha256(data).hexdigest()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write under a temporary name, flush to disk, rename: a reader sees the old file or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _listed(names: list[str]) -> str:

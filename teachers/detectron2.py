@@ -22,6 +22,7 @@ from teachers.checkpoint import CheckpointError
 from teachers.infer import person_classes, read_config, rename
 from teachers.instance import Detections
 from teachers.teacher import Person, Soft, TeacherError
+from training.files import sha256_file
 
 Kind = Literal["semantic", "instance"]
 
@@ -157,7 +158,7 @@ def load_detectron2(
         checkpoint.match(rename(state), model)
     except CheckpointError as error:
         raise CheckpointError(f"{path}: {error}") from error
-    return Detectron2Backend(model, cfg, checkpoint.sha256_file(path), person_score=person_score, riders=riders)
+    return Detectron2Backend(model, cfg, sha256_file(path), person_score=person_score, riders=riders)
 
 
 def settings(config: Detectron2Config) -> dict[str, Any]:

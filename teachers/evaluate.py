@@ -28,7 +28,6 @@ from numpy.typing import NDArray
 from manifests.labelled import Labelled, labelled_sha256, load_labelled
 from teachers import picture
 from teachers.calibrate import Histogram, Reliability, count, empty, fit_temperature, reliability, reliability_plot
-from teachers.checkpoint import write_atomically
 from teachers.score import (
     BOUNDARY_RATIO,
     LEAST_IMAGES,
@@ -44,6 +43,7 @@ from teachers.score import (
     score,
 )
 from teachers.teacher import Prediction, Teacher, TeacherError
+from training.files import write_atomically
 
 #: Pictures shown: so many worst, median and best.
 SHOWN = 8

@@ -27,6 +27,7 @@ from teachers.infer import read_config, rename
 from teachers.recipe import TeachError
 from teachers.resnet import BLOCKS
 from teachers.semantic import SemanticConfig, SemanticPointRend
+from training.files import sha256_file
 
 _TIMM = "timm:"
 _COARSE = "sem_seg_head.coarse_sem_seg_head.predictor."
@@ -93,7 +94,7 @@ def start(model: SemanticPointRend, pretrained: Pretrained) -> tuple[str, ...]:
 
 def _read(path: Path) -> Pretrained:
     tensors = checkpoint.load_state(path)
-    sha256 = checkpoint.sha256_file(path)
+    sha256 = sha256_file(path)
     if "layer1.0.conv1.weight" in tensors:
         fields = _resnet_fields(tensors, path)
         return Pretrained(source=str(path), sha256=sha256, kind="resnet", tensors=tensors, fields=fields)

@@ -26,7 +26,7 @@ class TeachConfig:
         steps: Optimiser steps.
         batch: Crops of a step, over all devices.
         points: Training points of a crop.
-        learning_rate: Peak of Muon's rate for kernels (see `teachers.muon`).
+        learning_rate: Peak of Muon's rate for kernels (see `training.muon`).
         weight_decay: Muon's, on kernels only.
         warm_up: Steps of linear warm-up; a cosine to 0 follows.
         ema: Decay of the moving average of the weights.

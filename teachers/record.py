@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from teachers.checkpoint import sha256_file
 from teachers.recipe import TeachConfig, TeachError
+from training.files import sha256_file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -27,22 +27,26 @@ from torch import Tensor, nn
 
 from manifests.labelled import Labelled, labelled_sha256, read_labelled
 from teachers.calibrate import reliability_plot
-from teachers.checkpoint import save_checkpoint, write_atomically
+from teachers.checkpoint import save_checkpoint
 from teachers.crops import Feed, Scenes, backgrounds_sha256, loaders, read_backgrounds
-from teachers.curve import curve_csv, curve_png
-from teachers.devices import Report, accelerator_of, spread
 from teachers.held_out import Appraisal, appraise, mean_iou
-from teachers.muon import Muon
 from teachers.objective import Objective
 from teachers.pretrained import read_pretrained, start
 from teachers.recipe import TeachConfig, TeachError
 from teachers.record import Plan, TeachResult, read_result, read_state, split
 from teachers.semantic import SemanticPointRend, build
+from training.curve import curve_csv, curve_png
+from training.devices import DeviceError, Devices, Report, accelerator_of, spread
+from training.files import write_atomically
+from training.muon import Muon
 
 __all__ = ["FILES", "TeachConfig", "TeachError", "TeachResult", "input_digests", "learning_rate", "split", "teach"]
 
 #: What a finished folder holds for others to read, the weights first.
 FILES = ("teacher.safetensors", "curve.csv", "curve.png", "overlays.jpg", "reliability.png", "result.json")
+#: Columns of the losses in `curve.csv`.
+LOSSES = ("coarse", "point")
+
 _POINTS = 3
 
 
@@ -68,7 +72,7 @@ def teach(
             a broken state; `init` or `backgrounds` cannot be used; a GPU is asked for and absent; or a loss is not
             finite.
     """
-    accelerator_of(config)
+    devices = _devices(config)
     samples = read_labelled(labelled)
     trained_on, held_out = split([s.name for s in samples], config.held_out_one_in)
     digests = {"labelled": labelled_sha256(samples), **input_digests(config)}
@@ -80,10 +84,29 @@ def teach(
     if finished is not None:
         report(f"the teacher in {output} is finished: held-out IoU {finished.held_out_iou:.4f}")
         return finished
-    spread(partial(_teach, plan, samples), config, report)
+    try:
+        spread(partial(_teach, plan, samples), devices, report)
+    except DeviceError as error:
+        raise TeachError(str(error)) from error
     result = read_result(plan)
     assert result is not None
     return result
+
+
+def _devices(config: TeachConfig) -> Devices:
+    """Where to train.
+
+    Raises:
+        TeachError: A GPU is asked for and absent.
+    """
+    devices = Devices(
+        accelerator=config.accelerator, devices=config.devices, precision=config.precision, section="teach"
+    )
+    try:
+        accelerator_of(devices)
+    except DeviceError as error:
+        raise TeachError(str(error)) from error
+    return devices
 
 
 def input_digests(config: TeachConfig) -> dict[str, str]:
@@ -159,7 +182,7 @@ class _Run:
         buffer = io.BytesIO()
         torch.save(state, buffer)
         write_atomically(self.plan.state_path, buffer.getvalue())
-        write_atomically(self.plan.output / "curve.csv", curve_csv(self.rows))
+        write_atomically(self.plan.output / "curve.csv", curve_csv(LOSSES, self.rows))
 
     def restore(self, state: dict[str, Any]) -> None:
         """Go back to what `save` wrote."""
@@ -301,8 +324,8 @@ def _finish(run: _Run, scenes: Scenes) -> None:
         "held_out": _scores(found),
         "identity": plan.identity(),
     }
-    write_atomically(plan.output / "curve.csv", curve_csv(run.rows))
-    write_atomically(plan.output / "curve.png", curve_png(run.rows, run.best_step))
+    write_atomically(plan.output / "curve.csv", curve_csv(LOSSES, run.rows))
+    write_atomically(plan.output / "curve.png", curve_png(LOSSES, run.rows, run.best_step))
     write_atomically(plan.output / "overlays.jpg", found.overlays)
     write_atomically(plan.output / "reliability.png", reliability_plot(found.before, found.after))
     write_atomically(plan.result_path, (json.dumps(record, indent=2, sort_keys=True) + "\n").encode())

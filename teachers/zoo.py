@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import IO, Any, BinaryIO
 from urllib.parse import urlsplit
 
-from teachers.checkpoint import MAX_BYTES, CheckpointError, load_state, sha256_file, write_atomically
+from teachers.checkpoint import MAX_BYTES, CheckpointError, load_state
+from training.files import sha256_file, write_atomically
 
 BASE_URL = "https://dl.fbaipublicfiles.com/detectron2/PointRend"
 _CHUNK = 1 << 20

@@ -26,11 +26,10 @@ from teachers.checkpoint import (
     match,
     read_metadata,
     save_checkpoint,
-    sha256_file,
-    write_atomically,
 )
 from teachers.infer import infer_config
 from teachers.semantic import SemanticConfig, SemanticPointRend, build
+from training.files import sha256_file, write_atomically
 
 TINY = SemanticConfig(
     depth=18, stem_out=4, res2_out=4, norm="BN", fpn_out=4, sem_convs_dim=32, point_fc_dim=4, min_size_test=64

@@ -14,10 +14,10 @@ import torch
 from manifests.labelled import labelled_sha256, read_labelled
 from teachers.augment import AugmentConfig
 from teachers.crops import Feed, Scenes
-from teachers.devices import Report, spread
 from teachers.recipe import TeachConfig, TeachError
 from teachers.record import Plan, split
 from teachers.train import _Run, _train, teach
+from training.devices import DeviceError, Devices, Report, spread
 
 QUICK = TeachConfig.quick()
 CONFIG = replace(
@@ -76,7 +76,7 @@ def weights(labelled: Path, folder: Path, devices: int) -> list[dict[str, Any]]:
     (folder / "out").mkdir()
     plan = Plan(config=config, seed=3, digests={"labelled": labelled_sha256(samples)}, output=folder / "out",
                 trained_on=trained_on, held_out=held_out)  # fmt: skip
-    spread(partial(train_and_keep, plan, labelled, folder), config, silent)
+    spread(partial(train_and_keep, plan, labelled, folder), Devices(devices=config.devices, section="teach"), silent)
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(devices)]
 
 
@@ -124,8 +124,8 @@ def fail_in_the_second(fabric: Any, report: Report) -> None:
 
 @pytest.mark.slow
 def test_what_stops_one_process_stops_all_and_is_told(capfd: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(TeachError, match="process 1 of 2: the second of them stumbled"):
-        spread(fail_in_the_second, replace(CONFIG, devices=2), silent)
+    with pytest.raises(DeviceError, match="process 1 of 2: the second of them stumbled"):
+        spread(fail_in_the_second, Devices(devices=2), silent)
     assert "lightning" not in "".join(capfd.readouterr()).lower()
 
 

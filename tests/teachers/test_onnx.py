@@ -17,9 +17,10 @@ from scipy.special import expit
 
 from evaluation.masks import iou
 from teachers import onnx as backend
-from teachers.checkpoint import CheckpointError, sha256_file
+from teachers.checkpoint import CheckpointError
 from teachers.onnx import OnnxConfig, load_onnx
 from teachers.teacher import TeacherError
+from training.files import sha256_file
 
 Weights = list[list[float]]
 

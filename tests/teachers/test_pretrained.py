@@ -15,10 +15,11 @@ import torchvision
 from torch import Tensor, nn
 
 from teachers.backbone import IMAGENET_STD, normalise
-from teachers.checkpoint import save_checkpoint, sha256_file
+from teachers.checkpoint import save_checkpoint
 from teachers.pretrained import Pretrained, read_pretrained, start
 from teachers.recipe import TeachConfig, TeachError
 from teachers.semantic import SemanticConfig, SemanticPointRend, build
+from training.files import sha256_file
 
 HEADS: dict[str, Any] = {"fpn_out": 4, "sem_convs_dim": 32, "point_fc_dim": 4, "min_size_test": 64}
 R18 = SemanticConfig(depth=18, res2_out=64, norm="BN", pixel_std=IMAGENET_STD, **HEADS)

@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from teachers.backend import TEACHERS, TeacherConfig, load_model, load_teacher
-from teachers.checkpoint import CheckpointError, save_checkpoint, sha256_file
+from teachers.checkpoint import CheckpointError, save_checkpoint
 from teachers.instance import InstanceConfig, InstancePointRend, build_instance
 from teachers.pointrend import PointRendBackend
 from teachers.semantic import SemanticConfig, SemanticPointRend, build
 from teachers.teacher import Labeller, Person, Soft, TeacherError, summarise
+from training.files import sha256_file
 
 TINY = SemanticConfig(
     depth=18, stem_out=8, res2_out=8, norm="BN", fpn_out=8, sem_convs_dim=32, point_fc_dim=8,

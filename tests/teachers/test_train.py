@@ -21,11 +21,11 @@ from manifests.labelled import LabelledError, load_labelled, read_labelled
 from teachers.augment import AugmentConfig
 from teachers.backend import load_teacher
 from teachers.checkpoint import load_state, read_metadata
-from teachers.curve import COLUMNS
-from teachers.devices import accelerator_of
 from teachers.recipe import TeachConfig, TeachError
 from teachers.record import TeachResult
-from teachers.train import FILES, learning_rate, teach
+from teachers.train import FILES, LOSSES, learning_rate, teach
+from training.curve import columns
+from training.devices import Devices, accelerator_of
 
 QUICK = TeachConfig.quick()
 TINY = replace(
@@ -169,7 +169,7 @@ def test_the_folder_holds_what_it_promises(straight: tuple[Path, TeachResult]) -
     folder, result = straight
     with (folder / "curve.csv").open() as file:
         rows = list(csv.reader(file))
-    assert tuple(rows[0]) == COLUMNS
+    assert tuple(rows[0]) == columns(LOSSES)
     assert [row[0] for row in rows[1:]] == [str(i) for i in range(1, 7)]
     assert [bool(row[4]) for row in rows[1:]] == [False, False, True, False, False, True]
     best = max(float(row[4]) for row in rows[1:] if row[4])
@@ -349,7 +349,7 @@ def test_auto_takes_the_cpu_where_there_is_no_gpu_and_trains_alike(
     labelled: Path, straight: tuple[Path, TeachResult], tmp_path: Path
 ) -> None:
     if torch.cuda.is_available():
-        assert accelerator_of(replace(TINY, accelerator="auto")) == "cuda"
+        assert accelerator_of(Devices(accelerator="auto")) == "cuda"
         return
     result = teach(labelled, tmp_path, replace(TINY, accelerator="auto"), seed=1, report=lambda _: None)
     assert {k: v.sum().item() for k, v in load_state(result.checkpoint).items()} == {

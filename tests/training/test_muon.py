@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from teachers.muon import Muon, orthogonal
+from training.muon import Muon, orthogonal
 
 
 def _newton_schulz(matrix: Tensor) -> Tensor:

@@ -7,39 +7,45 @@ from collections.abc import Sequence
 
 from matplotlib.figure import Figure
 
-#: A row: step from 1 on, both losses, learning rate, and the held-out IoU or NaN.
-COLUMNS = ("step", "loss_coarse", "loss_point", "lr", "held_out_iou")
+#: A row: step from 1 on, the losses, learning rate, and the held-out IoU or NaN.
 Row = Sequence[float]
 
+_COLOURS = ("#0072B2", "#D55E00", "#CC79A7")
 _SMOOTH = 0.02  # share of all steps over which the losses are averaged
 
 
-def curve_csv(rows: Sequence[Row]) -> bytes:
+def columns(losses: Sequence[str]) -> tuple[str, ...]:
+    """The names of a row's values."""
+    return ("step", *(f"loss_{name}" for name in losses), "lr", "held_out_iou")
+
+
+def curve_csv(losses: Sequence[str], rows: Sequence[Row]) -> bytes:
     """The rows as CSV with a header; an IoU that was not measured is empty."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(COLUMNS)
-    for step, coarse, point, rate, score in rows:
+    writer.writerow(columns(losses))
+    for step, *values, score in rows:
         shown = "" if math.isnan(score) else f"{score:.6f}"
-        writer.writerow([int(step), f"{coarse:.6g}", f"{point:.6g}", f"{rate:.6g}", shown])
+        writer.writerow([int(step), *(f"{value:.6g}" for value in values), shown])
     return text.getvalue().encode()
 
 
-def curve_png(rows: Sequence[Row], best_step: int) -> bytes:
-    """A PNG of both losses, running means over 2 % of the steps, above the held-out IoU; equal rows, equal bytes."""
+def curve_png(losses: Sequence[str], rows: Sequence[Row], best_step: int) -> bytes:
+    """A PNG of the losses, running means over 2 % of the steps, above the held-out IoU; equal rows, equal bytes."""
     figure = Figure(figsize=(9, 6), dpi=110, layout="constrained")
     top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(3, 2))
     steps = [row[0] for row in rows]
-    for column, (name, colour) in enumerate((("coarse", "#0072B2"), ("at points", "#D55E00")), start=1):
+    for column, (name, colour) in enumerate(zip(losses, _COLOURS, strict=False), start=1):
         top.plot(steps, _running(rows, column), color=colour, linewidth=1.5, label=name)
     top.set_yscale("log")
     for axis in (top.yaxis.set_major_formatter, top.yaxis.set_minor_formatter):
         axis("{x:.3g}")  # not powers of ten
-    top.set_ylabel("cross-entropy")
+    top.set_ylabel("loss")
     top.legend(title="training loss (running mean)", loc="lower left")
     top.grid(alpha=0.3, which="both")
-    measured = [(row[0], row[4]) for row in rows if not math.isnan(row[4])]
-    bottom.plot(*zip(*measured, strict=True), color="#009E73", marker="o", markersize=4)
+    measured = [(row[0], row[-1]) for row in rows if not math.isnan(row[-1])]
+    if measured:
+        bottom.plot(*zip(*measured, strict=True), color="#009E73", marker="o", markersize=4)
     best = dict(measured).get(best_step)
     if best is not None:
         bottom.plot([best_step], [best], color="black", marker="*", markersize=12, linestyle="none",

@@ -1,0 +1,1 @@
+"""What the trainings of teachers and students share: devices, an optimiser, curves and files that appear whole."""
