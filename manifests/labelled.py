@@ -11,7 +11,7 @@ missing one would train or measure something else in silence.
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +109,20 @@ def labelled_sha256(samples: Iterable[Labelled]) -> str:
             digest.update(b"%d:%s%d:" % (len(name), name, len(content)))
             digest.update(hashlib.sha256(content).digest())
     return digest.hexdigest()
+
+
+def held_out(names: Sequence[str], one_in: int) -> frozenset[str]:
+    """Of at least two names about one in so many, by a hash of each name alone; never none and never all.
+
+    Args:
+        names: Distinct.
+        one_in: At least 2.
+    """
+    digest = {name: int(hashlib.sha256(name.encode()).hexdigest(), 16) for name in names}
+    held = {name for name in names if digest[name] % one_in == 0} or {min(names, key=lambda name: digest[name])}
+    if len(held) == len(digest):
+        held.remove(max(names, key=lambda name: digest[name]))
+    return frozenset(held)
 
 
 def _files(folder: Path) -> dict[str, Path]:

@@ -26,9 +26,11 @@ from pipeline.errors import CurateError, UsageError  # noqa: E402
 from pipeline.evaluate import Evaluated, compare, evaluate  # noqa: E402
 from pipeline.job import Job, Result  # noqa: E402
 from pipeline.plan import Plan, PriceConfig  # noqa: E402
+from pipeline.preview import describe, preview  # noqa: E402
 from pipeline.runner import REMOTE, Runner, beam_flags, quiet_beam, unknown_beam_flags  # noqa: E402
 from pipeline.teacher import convert_teacher, fetch_teacher, measure_teacher  # noqa: E402
 from pipeline.threads import one_thread  # noqa: E402
+from pipeline.train import train_student  # noqa: E402
 from teachers.score import METRICS, Estimate  # noqa: E402
 
 
@@ -198,6 +200,43 @@ def _with_interval(score: Estimate) -> str:
     return f"{score.mean:.3f}" if score.low is None else f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]"
 
 
+def _preview(values: argparse.Namespace, console: Console) -> int:
+    config = read_config(values.config)
+    result = preview(
+        values.video,
+        values.model,
+        values.output,
+        effect=values.effect,
+        background=values.background,
+        compare=values.compare,
+        start=values.start,
+        seconds=values.seconds,
+        config=config,
+        look=config.preview,
+        clips=config.evaluate.clips,
+        console=console,
+    )
+    for line in describe(result):
+        print(line)  # noqa: T201
+    return 0
+
+
+def _train(values: argparse.Namespace, console: Console) -> int:
+    result = train_student(
+        values.release,
+        values.labelled,
+        values.output,
+        read_config(values.config),
+        seed=values.seed,
+        preset=values.preset,
+        require_signoff=values.require_signoff,
+        console=console,
+    )
+    scored = "" if result.held_out_iou is None else f"  held-out IoU {result.held_out_iou:.4f}"
+    print(f"{result.checkpoint}{scored}  sha256 {result.sha256}")  # noqa: T201
+    return 0
+
+
 def _verify(values: argparse.Namespace, console: Console) -> int:
     try:
         releases = find_releases(values.release)
@@ -218,10 +257,12 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "run": _run,
     "demo": _demo,
     "evaluate": _evaluate,
+    "preview": _preview,
     "teach": _teach,
     "teacher evaluate": _evaluate_teacher,
     "teacher fetch": _fetch_teacher,
     "teacher convert": _convert_teacher,
+    "train": _train,
     "verify": _verify,
 }
 

@@ -27,6 +27,8 @@ from pipeline.plan import PriceConfig
 from pipeline.probe import ProbeConfig
 from pipeline.publish import PublishConfig
 from pipeline.quota import SelectConfig
+from students.preview import EffectConfig
+from students.recipe import TrainConfig
 from teachers.backend import TeacherConfig
 from teachers.train import TeachConfig
 
@@ -63,6 +65,8 @@ class Config:
         label: pseudo labels.
         judge: students, folds, scores and verdicts.
         publish: the release.
+        train: how `curate train` trains a student.
+        preview: how `curate preview` refines masks and composes frames.
         driver: what is done once.
         evaluate: how `curate evaluate` measures videos.
         price: what ``--plan`` multiplies hours with.
@@ -78,6 +82,8 @@ class Config:
     judge: JudgeConfig = field(default_factory=JudgeConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
     driver: DriverConfig = field(default_factory=DriverConfig)
+    train: TrainConfig = field(default_factory=TrainConfig, metadata={"identity": False})
+    preview: EffectConfig = field(default_factory=EffectConfig, metadata={"identity": False})
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig, metadata={"identity": False})
     price: PriceConfig = field(default_factory=PriceConfig, metadata={"identity": False})
 

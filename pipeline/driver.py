@@ -139,7 +139,7 @@ def train_teacher(labelled: Path, output: Path, config: Config, seed: int, conso
         console.print(text, highlight=False, markup=False)
 
     try:
-        with torch_threads(config.driver.threads):
+        with storage.lock(str(output)), torch_threads(config.driver.threads):
             return teach(labelled, output, config.teach, seed=seed, report=report)
     except LabelledError as error:
         raise InputError(f"--labelled: {error}") from error

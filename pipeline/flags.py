@@ -9,14 +9,17 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, get_args
 
 from pipeline.config import did_you_mean
 from pipeline.errors import UsageError
+from pipeline.film import suffixes
 from pipeline.runner import RUNNERS
+from students.presets import PRESETS
+from students.preview import Effect
 from teachers.zoo import ZOO
 
-COMMANDS = ("run", "demo", "evaluate", "teach", "teacher", "verify")
+COMMANDS = ("run", "demo", "evaluate", "preview", "teach", "teacher", "train", "verify")
 TEACHER_COMMANDS = ("convert", "evaluate", "fetch")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([kKmM]?)")
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
@@ -106,8 +109,10 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
         "run": _run(table),
         "demo": _demo(table),
         "evaluate": _evaluate(table),
+        "preview": _preview(table),
         "teach": _teach(table),
         **_teacher(table),
+        "train": _train(table),
         "verify": _verify(table),
     }
 
@@ -239,6 +244,47 @@ def _teacher(table: argparse._SubParsersAction[Parser]) -> dict[str, Parser]:
         help="classes that are persons, where neither the file nor its number of classes says it",
     )
     return {"teacher evaluate": evaluate, "teacher fetch": fetch, "teacher convert": convert}
+
+
+def _train(table: argparse._SubParsersAction[Parser]) -> Parser:
+    train = _sub(table, "train", "train the shipping student on a release, a labelled set or both")
+    add = train.add_argument
+    add("release", type=Path, nargs="?", metavar="RELEASE", help="a release, or the --output of a run")
+    add("--labelled", type=Path, metavar="DIR", help="images/ and masks/ with equal names")
+    add("--preset", choices=sorted(PRESETS), help="the network (default: the config's, which is small by default)")
+    add("--require-signoff", action="store_true", help="refuse a release that no person has signed off")
+    _common(train, workers=False)
+    return train
+
+
+def _preview(table: argparse._SubParsersAction[Parser]) -> Parser:
+    preview = _sub(table, "preview", "render a background effect into a video with a model's masks")
+    add = preview.add_argument
+    add("video", type=Path, metavar="VIDEO", help="what is rendered; its sound is copied")
+    add("--model", type=Path, required=True, metavar="MODEL", help="student, exported student, teacher, .onnx, masks")
+    add("--output", type=Path, required=True, metavar="FILE", help=f"a new file, {' or '.join(suffixes())}")
+    add("--effect", choices=get_args(Effect), default="blur", help="what becomes of the background (default blur)")
+    add(
+        "--background",
+        default="",
+        metavar="WHAT",
+        help="for replace and cutout: a picture, a colour (#rrggbb or a name) or checker (a cutout: green)",
+    )
+    add("--compare", action="store_true", help="put the frame to the left of the effect")
+    add("--start", type=_seconds, default=0.0, metavar="S", help="seconds left out at the beginning")
+    add("--seconds", type=_seconds, metavar="S", help="length of what is rendered (default: all)")
+    add("--config", type=Path, metavar="FILE", help="TOML file; its sections [preview] and [teacher] are read")
+    return preview
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value < 1e9:
+        raise argparse.ArgumentTypeError(f"must be a number of seconds >= 0, got '{text}'")
+    return value
 
 
 def _verify(table: argparse._SubParsersAction[Parser]) -> Parser:

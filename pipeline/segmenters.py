@@ -14,10 +14,12 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
+import onnx
 import torch
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 
@@ -30,7 +32,9 @@ from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.threads import one_thread
 from students.data import bucket_sizes, fit_image, nearest_bucket, resize
-from students.model import METADATA, Student, load_student, read_metadata
+from students.model import METADATA
+from students.runtime import Network, open_network
+from students.tracker import Start, Tracker, TrackerConfig
 from teachers.backend import load_teacher
 from teachers.checkpoint import CheckpointError
 from teachers.teacher import Teacher, TeacherError
@@ -38,6 +42,7 @@ from teachers.teacher import Teacher, TeacherError
 Probability = NDArray[np.float32]
 
 _NAMED = 3
+_EXPORTED: Final = (".pte", ".pt2", ".ptl")  # what only students are exported to
 
 
 class Segmenter(Protocol):
@@ -65,8 +70,9 @@ def open_segmenter(path: Path, config: Config, clips: ClipConfig | None = None) 
     """The segmenter of a path; this process runs in one thread from here on, so that bits depend on no machine.
 
     Args:
-        path: a student (``.safetensors``), a file of weights of a teacher, an ``.onnx`` model, or a folder of masks:
-            ``<clip>/<frame>.png`` (0 and 255, or 8-bit probabilities) or a video ``<clip>.mp4`` of its luma.
+        path: a student (``.safetensors``, or as exported: ``.onnx``, ``.pte``, ``.pt2``, ``.ptl``), a file of weights
+            of a teacher, any other ``.onnx`` model, or a folder of masks: ``<clip>/<frame>.png`` (0 and 255, or 8-bit
+            probabilities) or a video ``<clip>.mp4`` of its luma.
         config: `config.teacher` says how teachers and ONNX models are run.
         clips: limits of predicted masks.
 
@@ -79,7 +85,7 @@ def open_segmenter(path: Path, config: Config, clips: ClipConfig | None = None) 
     if not path.is_file():
         raise InputError(f"--model {path} must be a checkpoint, an ONNX model or a folder of masks; check the path")
     if _is_student(path):
-        return StudentSegmenter(path)
+        return StudentSegmenter(_opened(path))
     settings = replace(config.teacher, backend="onnx") if path.suffix == ".onnx" else config.teacher
     try:
         return TeacherSegmenter(load_teacher(path, settings))
@@ -112,69 +118,88 @@ def segment(segmenter: Segmenter, clip: Clip, frames: Iterable[ClipFrame]) -> It
 
 
 def _is_student(path: Path) -> bool:
-    """Whether a file names itself a student, of whatever version."""
-    if path.suffix != ".safetensors":
-        return False
+    """Whether a file names itself a student, of whatever version, or can be nothing else."""
+    if path.suffix in _EXPORTED:
+        return True
     try:
-        with safe_open(path, framework="pt") as handle:
-            stored = json.loads((handle.metadata() or {}).get(METADATA, "{}"))
-    except (SafetensorError, OSError, ValueError, RecursionError):
+        values = _stored(path)
+    except (SafetensorError, DecodeError, OSError, ValueError, RecursionError):
         return False  # whoever loads it says what is wrong
-    return isinstance(stored, dict) and str(stored.get("format", "")).startswith("curate-student")
+    return isinstance(values, dict) and str(values.get("format", "")).startswith("curate-student")
+
+
+def _stored(path: Path) -> Any:
+    """What a file says of itself."""
+    if path.suffix == ".onnx":
+        return {entry.key: entry.value for entry in onnx.load(path, load_external_data=False).metadata_props}
+    if path.suffix != ".safetensors":
+        return None
+    with safe_open(path, framework="pt") as handle:
+        return json.loads((handle.metadata() or {}).get(METADATA, "{}"))
+
+
+def _opened(path: Path) -> Network:
+    try:
+        return open_network(path)
+    except (ValueError, OSError) as error:
+        raise InputError(f"--model {path}: {str(error).removeprefix(f'{path}: ')}") from error
 
 
 class StudentSegmenter:
     """A student as it is shipped: one view of each frame at the size it was trained on, no mirror image.
 
-    Args:
-        path: a checkpoint of `students.model`.
+    One that is fed its previous mask is run through ``students.tracker.Tracker``, anew in each clip.
 
-    Raises:
-        InputError: it is no good, or wants more than RGB.
+    Args:
+        network: of a checkpoint or an export.
+
+    Attributes:
+        id: a short name, for records.
+        sha256: the digest of its file.
     """
 
-    def __init__(self, path: Path) -> None:
-        try:
-            self._student = _rgb_student(path)
-            self._sizes = bucket_sizes(_side(path))
-        except (ValueError, OSError) as error:
-            raise InputError(f"--model {path}: {error}") from error
-        self.sha256 = file_sha256(path).hex()
-        self.id = f"student-{self.sha256[:12]}"
+    def __init__(self, network: Network) -> None:
+        self.id = network.id
+        self.sha256 = network.sha256
+        self._network = network
+        self._sizes = bucket_sizes(network.side)
+        tracks = network.in_channels == 4
+        self._tracker = Tracker(network, TrackerConfig(side=network.side)) if tracks else None
 
-    def reset(self, clip: Clip) -> None:
-        """Nothing is remembered."""
+    @property
+    def started(self) -> Start | None:
+        """Why the last frame was seen without a mask of the one before; None if it had one, or a student has none."""
+        return None if self._tracker is None else self._tracker.started
+
+    def reset(self, clip: Clip) -> None:  # noqa: ARG002 (the protocol's)
+        """See `Segmenter`."""
+        if self._tracker is not None:
+            self._tracker.reset()
 
     def __call__(self, frame: ClipFrame) -> Probability:
         """See `Segmenter`."""
+        try:
+            return self._alone(frame) if self._tracker is None else self._tracked(frame, self._tracker)
+        except ValueError as error:
+            raise InputError(f"{self.id}: frame {frame.name}: {error}") from error
+
+    def _alone(self, frame: ClipFrame) -> Probability:
         height, width = frame.image.shape[:2]
         padded, (inner_height, inner_width) = fit_image(frame.image, nearest_bucket(height, width, self._sizes))
         with torch.inference_mode():
             images = torch.from_numpy(padded).permute(2, 0, 1)[None].float() / 255
-            seen = torch.sigmoid(self._student(images))[0, 0, :inner_height, :inner_width].numpy()
+            seen = torch.sigmoid(self._network(images))[0, 0, :inner_height, :inner_width].numpy()
         if not np.isfinite(seen).all():
-            raise InputError(f"{self.id}: frame {frame.name} gives probabilities that are not finite; mend the model")
+            raise ValueError("its probabilities must be finite, they are not; mend the model")
         return np.asarray(np.clip(resize(seen, (height, width)), 0, 1), np.float32)
+
+    def _tracked(self, frame: ClipFrame, tracker: Tracker) -> Probability:
+        if frame.seconds is None and not frame.follows:
+            tracker.reset()  # frames are missing in between, and no times say how long
+        return tracker.update(frame.image, None if frame.seconds is None else round(frame.seconds * 1e6))
 
     def finish(self) -> None:
         """Nothing is left over."""
-
-
-def _rgb_student(path: Path) -> Student:
-    student = load_student(path)
-    if student.config.in_channels != 3:
-        raise ValueError(
-            f"it has in_channels = {student.config.in_channels}; only students of 3 (RGB) can be run, one that is fed "
-            "its previous mask must be exported to ONNX or evaluated from a folder of its masks"
-        )
-    return student
-
-
-def _side(path: Path) -> int:
-    text = read_metadata(path).get("side", "")
-    if not (text.isascii() and text.isdigit() and 64 <= int(text[:9]) <= 4096):
-        raise ValueError(f"its metadata must state the training side, 64..4096, got {text!r:.40}; train it again")
-    return int(text)
 
 
 class TeacherSegmenter:

@@ -1,4 +1,4 @@
-"""Cross entropy of a mask, once over all pixels and once over the bands of both boundaries.
+"""Cross entropy of a mask, once over all pixels and once over the bands of both boundaries; and Dice.
 
 Letters: B batch, H and W sides. ``M`` a boolean mask, ``d`` a band width in pixels.
 inner(M) is what an erosion by ``d`` takes away, outer(M) what a dilation by ``d`` adds; distances are Chebyshev.
@@ -116,11 +116,13 @@ def segmentation_loss(
     boundary: float,
     *,
     two_sided: bool = True,
+    dice: float = 0.0,
 ) -> Tensor:
-    """Mean cross entropy over valid pixels plus ``boundary`` times that over the boundary band; a float32 scalar.
+    """Mean cross entropy of valid pixels plus ``boundary`` times that of the band plus ``dice`` times soft Dice.
 
-    Each image contributes its own mean times its weight; the sum is divided by the number of images that have such
-    pixels, so padding an image (with ``ignore``) changes nothing. No gradient flows through the choice of the band.
+    A float32 scalar. Each image contributes its own mean times its weight; the sum is divided by the number of images
+    that have such pixels, so padding an image (with ``ignore``) changes nothing. No gradient flows through the choice
+    of the band.
 
     Args:
         logits: (B, 1, H, W), any floating dtype; computed in float32.
@@ -129,25 +131,53 @@ def segmentation_loss(
         weight: (B,) float >= 0.
         boundary: Factor of the boundary term, >= 0; 0 leaves it out.
         two_sided: Whether bands also reach outwards; without it a hole deep inside gets no boundary gradient.
+        dice: Factor of ``soft_dice``, >= 0; 0 leaves it out.
 
     Raises:
-        ValueError: If shapes differ or ``boundary`` is negative.
+        ValueError: If shapes differ, or ``boundary`` or ``dice`` is negative.
     """
     if not logits.shape == target.shape == ignore.shape or logits.ndim != 4 or logits.shape[1] != 1:
         shapes = f"{tuple(logits.shape)}, {tuple(target.shape)}, {tuple(ignore.shape)}"
         raise ValueError(f"logits, target and ignore must share one shape (B, 1, H, W), got {shapes}")
-    if weight.shape != logits.shape[:1] or boundary < 0:
-        raise ValueError(f"weight must be (B,) and boundary >= 0, got {tuple(weight.shape)} and {boundary}")
+    if weight.shape != logits.shape[:1] or not (boundary >= 0 and dice >= 0):
+        found = f"{tuple(weight.shape)}, {boundary} and {dice}"
+        raise ValueError(f"weight must be (B,), boundary >= 0 and dice >= 0, got {found}")
     entropy = functional.binary_cross_entropy_with_logits(logits.float(), target.float(), reduction="none")
     total = _weighted_mean(entropy, ~ignore, weight)
     if boundary:
         pixels = boundary_band(logits.detach(), target, ignore, two_sided=two_sided)
         total = total + boundary * _weighted_mean(entropy, pixels, weight)
+    if dice:
+        losses = soft_dice(logits, target, ignore)
+        total = total + dice * (losses * weight.float()).sum() / _images_with(~ignore)
     return total
+
+
+def soft_dice(logits: Tensor, target: Tensor, ignore: Tensor) -> Tensor:
+    """1 − (2 Σ p g + 1) / (Σ p² + Σ g² + 1) of each image, p = sigmoid(logits), g the target; (B,) float32 in [0, 1].
+
+    The sums run over valid pixels. The 1, a pixel, makes it 0 where neither holds a person; without valid pixels it
+    is 0. It weighs a small person as much as a large one (Milletari et al., V-Net, 2016, section 3).
+
+    Args:
+        logits: (B, 1, H, W), any floating dtype; computed in float32.
+        target: (B, 1, H, W) float in [0, 1].
+        ignore: (B, 1, H, W) bool.
+    """
+    predicted = torch.where(ignore, 0.0, torch.sigmoid(logits.float()))
+    true = torch.where(ignore, 0.0, target.float())
+    both = (predicted * true).sum(dim=(1, 2, 3))
+    squares = (predicted.square() + true.square()).sum(dim=(1, 2, 3))
+    return 1 - (2 * both + 1) / (squares + 1)
 
 
 def _weighted_mean(entropy: Tensor, pixels: Tensor, weight: Tensor) -> Tensor:
     """Mean over the images that have pixels of weight × (mean over the image's pixels)."""
     counts = pixels.sum(dim=(1, 2, 3))
     means = torch.where(pixels, entropy, 0.0).sum(dim=(1, 2, 3)) / counts.clamp(min=1)
-    return (means * weight.float()).sum() / (counts > 0).sum().clamp(min=1)
+    return (means * weight.float()).sum() / _images_with(pixels)
+
+
+def _images_with(pixels: Tensor) -> Tensor:
+    """How many images have such pixels, at least 1."""
+    return pixels.any(dim=(1, 2, 3)).sum().clamp(min=1)

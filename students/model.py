@@ -11,7 +11,6 @@ Letters: B batch, C channels, H and W the input's sides (multiples of 32). The d
 
 import json
 import math
-import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -19,13 +18,14 @@ from typing import Any, get_args
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn import functional
 
 from students.encoder import Encoder, fbnet_stages, norms, out_channels, shortcuts, table_stages, unit
 from students.fold import Triple, fold_yuv
 from students.padding import Padding, conv, pad_with, smallest_side
+from training.files import write_atomically
 
 STRIDE = 32
 CHANNEL_MULTIPLE = 4
@@ -273,11 +273,7 @@ def save_student(path: Path, model: nn.Module, config: StudentConfig, metadata: 
         raise ValueError(f"metadata must not use the reserved keys {sorted(reserved)}")
     tensors = {key: value.detach().contiguous() for key, value in model.state_dict().items()}
     header = json.dumps({**metadata, "format": FORMAT, "student": config_to_json(config)}, sort_keys=True)
-    temporary = path.with_name(path.name + ".tmp")
-    save_file(tensors, temporary, metadata={METADATA: header})
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
-    temporary.replace(path)
+    write_atomically(path, save(tensors, metadata={METADATA: header}))
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -6,10 +6,8 @@ moving averages (EMA) of the weights at 80, 90 and 100 % of the steps; where the
 """
 
 import hashlib
-import io
 import json
 import math
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,10 +18,9 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from students.data import Batch, Buckets, Example, Pixels, bucket_sizes, fit_image, nearest_bucket, resize
+from students.fuse import fuse
 from students.losses import segmentation_loss
 from students.model import (
     Student,
@@ -34,6 +31,9 @@ from students.model import (
     read_metadata,
     save_student,
 )
+from training.average import follow
+from training.rate import warm_cosine
+from training.state import read_state, write_state
 
 Report = Callable[[str], None]
 STATE = "state.pt"
@@ -195,19 +195,9 @@ class _Run:
         loss.backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()
         self.step += 1
-        self._follow()
+        # early on it follows faster, so it never remembers the start
+        follow(self._average, self._model, min(self.config.ema, self.step / (self.step + 9)))
         return value
-
-    @torch.no_grad()
-    def _follow(self) -> None:
-        """Move the average towards the weights; early on it follows faster, so it never remembers the start."""
-        decay = min(self.config.ema, self.step / (self.step + 9))
-        pairs = list(zip(self._average.state_dict().values(), self._model.state_dict().values(), strict=True))
-        slow, fast = zip(*(pair for pair in pairs if pair[0].is_floating_point()), strict=True)
-        torch._foreach_lerp_(slow, fast, 1 - decay)
-        for count, newer in pairs:
-            if not count.is_floating_point():
-                count.copy_(newer)
 
     def write_average(self, path: Path) -> None:
         """Write the moving average as a student."""
@@ -217,14 +207,7 @@ class _Run:
 
     def save(self, path: Path) -> None:
         """Write the whole state; atomic."""
-        buffer = io.BytesIO()
-        torch.save({"identity": self._identity, "step": self.step, **self._parts()}, buffer)
-        temporary = path.with_name(path.name + ".tmp")
-        with temporary.open("wb") as handle:
-            handle.write(buffer.getbuffer())
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
+        write_state(path, {"training": self._identity}, {"step": self.step, **self._parts()})
 
     def restore(self, path: Path) -> None:
         """Continue from a state, if there is one.
@@ -232,14 +215,9 @@ class _Run:
         Raises:
             ValueError: If it cannot be read, or belongs to another training.
         """
-        if not path.exists():
+        state = read_state(path, {"training": self._identity})
+        if state is None:
             return
-        try:
-            state = torch.load(path, weights_only=True)
-        except Exception as error:  # rubbish makes the restricted unpickler raise nearly anything
-            raise ValueError(f"{path} is not a readable training state; delete it to start anew") from error
-        if not isinstance(state, dict) or state.get("identity") != self._identity:
-            raise ValueError(f"{path} belongs to another training (other data, config or seed); use another folder")
         self._model.load_state_dict(state["model"])
         self._average.load_state_dict(state["average"])
         self._optimiser.load_state_dict(state["optimiser"])
@@ -254,11 +232,7 @@ class _Run:
 
 
 def _learning_rate(config: StudentTrainConfig, step: int) -> float:
-    warm = max(1, round(0.05 * config.steps))
-    if step < warm:
-        return config.lr * (step + 1) / warm
-    way = (step - warm) / max(1, config.steps - warm)
-    return config.lr * (0.1 + 0.45 * (1 + math.cos(math.pi * way)))
+    return warm_cosine(step, config.steps, peak=config.lr, warm_up=max(1, round(0.05 * config.steps)), floor=0.1)
 
 
 class Ensemble:
@@ -310,12 +284,5 @@ def _stability(mean: NDArray[np.float32], deviation: NDArray[np.float32]) -> flo
 
 
 def _fused(student: Student) -> Student:
-    """The same function with each normalisation folded into its convolution: half the passes over memory."""
-    student = student.eval()
-    for module in list(student.modules()):
-        if not isinstance(module, nn.Sequential) or len(module) < 2:
-            continue
-        first, second = module[0], module[1]
-        if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
-            module[0], module[1] = fuse_conv_bn_eval(first, second), nn.Identity()
-    return student.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    """As it is run, in the layout that is fastest on a processor."""
+    return fuse(student).to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

@@ -25,8 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
+from evaluation import picture
 from manifests.labelled import Labelled, labelled_sha256, load_labelled
-from teachers import picture
 from teachers.calibrate import Histogram, Reliability, count, empty, fit_temperature, reliability, reliability_plot
 from teachers.score import (
     BOUNDARY_RATIO,

@@ -6,11 +6,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation import picture
 from evaluation.masks import iou
-from teachers import calibrate, picture
+from evaluation.picture import Tile
+from teachers import calibrate
 from teachers.calibrate import Reliability
 from teachers.crops import Scenes
-from teachers.picture import Tile
 from teachers.pointrend import probabilities
 from teachers.points import IGNORE
 from teachers.recipe import TeachError

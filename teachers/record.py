@@ -1,16 +1,16 @@
 """What identifies a training, and what is written of it: state to go on from, and the result that marks its end."""
 
-import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from manifests.labelled import held_out
 from teachers.recipe import TeachConfig, TeachError
+from training import state as training_state
 from training.files import sha256_file
+from training.state import StateError, check_identity
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -93,34 +93,21 @@ class Plan:
 
     def check(self, stored: object, path: Path) -> None:
         """Refuse what another run wrote, naming what differs."""
-        mine = self.identity()
-        if not isinstance(stored, dict):
-            raise TeachError(f"{path} is not readable as a run's: remove {self.output} to start again")
-        differing = [
-            f"{k} is {mine.get(k)!r} and was {stored.get(k)!r}"
-            for k in sorted(set(mine) | set(stored), key=str)
-            if mine.get(k) != stored.get(k)
-        ]
-        if differing:
-            raise TeachError(
-                f"{path} is of another run: {'; '.join(differing)}; choose another output folder or remove this one"
-            )
+        try:
+            check_identity(self.identity(), stored, path)
+        except StateError as error:
+            raise TeachError(str(error)) from error
 
 
 def split(names: Sequence[str], one_in: int) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Names to train on and names held out, by a hash of each name alone; at least one of each.
+    """Names to train on and names held out, see `manifests.labelled.held_out`.
 
     Raises:
         TeachError: Fewer than two names.
     """
     if len(names) < 2:
         raise TeachError(f"a teacher needs at least two labelled images, one to hold out, got {len(names)}: add some")
-    digest = {name: int(hashlib.sha256(name.encode()).hexdigest(), 16) for name in names}
-    held = {name for name in names if digest[name] % one_in == 0}
-    if not held:
-        held = {min(names, key=lambda n: digest[n])}
-    if len(held) == len(names):
-        held.remove(max(names, key=lambda n: digest[n]))
+    held = held_out(names, one_in)
     return tuple(n for n in names if n not in held), tuple(n for n in names if n in held)
 
 
@@ -131,11 +118,10 @@ def read_state(plan: Plan) -> dict[str, Any]:
         TeachError: It is broken or of another run.
     """
     try:
-        state: dict[str, Any] = torch.load(plan.state_path, map_location="cpu", weights_only=True)
-        stored = json.loads(state["identity"])
-    except Exception as error:  # torch raises many kinds for a broken file
-        raise TeachError(f"{plan.state_path} cannot be read ({error!r}): remove it to start again") from error
-    plan.check(stored, plan.state_path)
+        state = training_state.read_state(plan.state_path, plan.identity())
+    except StateError as error:
+        raise TeachError(str(error)) from error
+    assert state is not None
     return state
 
 

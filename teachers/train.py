@@ -11,7 +11,6 @@ Killed and started again, a run on one CPU device ends with the same bytes.
       result.json           scores, also of every held-out image; written last: the folder is finished
 """
 
-import io
 import json
 import math
 import time
@@ -23,7 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from manifests.labelled import Labelled, labelled_sha256, read_labelled
 from teachers.calibrate import reliability_plot
@@ -35,10 +34,13 @@ from teachers.pretrained import read_pretrained, start
 from teachers.recipe import TeachConfig, TeachError
 from teachers.record import Plan, TeachResult, read_result, read_state, split
 from teachers.semantic import SemanticPointRend, build
+from training.average import follow
 from training.curve import curve_csv, curve_png
 from training.devices import DeviceError, Devices, Report, accelerator_of, spread
 from training.files import write_atomically
 from training.muon import Muon
+from training.rate import warm_cosine
+from training.state import write_state
 
 __all__ = ["FILES", "TeachConfig", "TeachError", "TeachResult", "input_digests", "learning_rate", "split", "teach"]
 
@@ -168,7 +170,6 @@ class _Run:
     def save(self) -> None:
         """Write `state.pt` and `curve.csv`."""
         state = {
-            "identity": json.dumps(self.plan.identity(), sort_keys=True),
             "model": self.model.state_dict(),
             "average": self.average.state_dict(),
             "optimiser": self.muon.state_dict(),
@@ -179,9 +180,7 @@ class _Run:
             "best": self.best,
             "rows": torch.tensor(self.rows, dtype=torch.float64),
         }
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        write_atomically(self.plan.state_path, buffer.getvalue())
+        write_state(self.plan.state_path, self.plan.identity(), state)
         write_atomically(self.plan.output / "curve.csv", curve_csv(LOSSES, self.rows))
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -217,10 +216,7 @@ def _first_weights(plan: Plan, report: Report | None) -> SemanticPointRend:
 
 def learning_rate(step: int, config: TeachConfig) -> float:
     """The rate of step 0, 1, ..: a linear warm-up, then half a cosine to 0."""
-    if step < config.warm_up:
-        return config.learning_rate * (step + 1) / config.warm_up
-    share = (step - config.warm_up) / max(1, config.steps - config.warm_up)
-    return config.learning_rate * 0.5 * (1.0 + math.cos(math.pi * share))
+    return warm_cosine(step, config.steps, peak=config.learning_rate, warm_up=config.warm_up)
 
 
 def _train(run: _Run, feed: Feed, report: Report) -> None:
@@ -257,7 +253,7 @@ def _step(run: _Run, feed: Feed) -> list[float]:
     fabric.clip_gradients(run.objective, run.optimiser, max_norm=config.clip, error_if_nonfinite=False)
     run.optimiser.step()
     run.step += 1
-    _follow(run.average, run.model, min(config.ema, run.step / (run.step + 10)))
+    follow(run.average, run.model, min(config.ema, run.step / (run.step + 10)))
     return [run.step, *values, rate]
 
 
@@ -272,13 +268,6 @@ def _over_devices(fabric: Any, losses: Tensor, counts: Tensor) -> tuple[list[flo
     sums = fabric.all_reduce(torch.stack([losses.detach().double() * counts, counts.double()]), reduce_op="sum")
     total = sums[1].clamp(min=1)
     return (sums[0] / total).tolist(), (fabric.world_size * counts / total).to(losses.dtype)
-
-
-@torch.no_grad()
-def _follow(average: nn.Module, model: nn.Module, decay: float) -> None:
-    """Move every tensor of the average, running statistics too, a little towards the model's."""
-    for mine, theirs in zip(average.state_dict().values(), model.state_dict().values(), strict=True):
-        mine.lerp_(theirs, 1.0 - decay)
 
 
 def _validate(run: _Run, scenes: Scenes) -> float:

@@ -1,5 +1,6 @@
 """Laws of the boundary cross entropy and its goldens."""
 
+import math
 from pathlib import Path
 
 import cv2
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from students.losses import band, band_width, boundary_band, dilate, erode, inner, segmentation_loss
+from students.losses import band, band_width, boundary_band, dilate, erode, inner, segmentation_loss, soft_dice
 
 NONE = torch.zeros(1, dtype=torch.bool)
 
@@ -177,3 +178,108 @@ def test_ignored_pixels_get_no_gradient_and_make_no_band() -> None:
 def test_shapes_that_differ_are_refused_by_name() -> None:
     with pytest.raises(ValueError, match="share one shape"):
         segmentation_loss(torch.zeros(1, 1, 4, 4), torch.zeros(1, 1, 4, 5), NONE, torch.ones(1), 1.0)
+
+
+# ── dice ──────────────────────────────────────────────────────────────────────────────────────────────────────────
+
+
+def _draw(count: int, seed: int, height: int = 20, width: int = 28) -> tuple[Tensor, Tensor, Tensor]:
+    """Logits of any size, soft targets, and ignored pixels."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, 1, height, width)
+    logits = torch.randn(shape, generator=generator) * 10 ** torch.randint(-1, 3, (1,), generator=generator)
+    target = torch.rand(shape, generator=generator).round(decimals=1)
+    return logits, target, torch.rand(shape, generator=generator) < 0.2
+
+
+def test_without_dice_the_loss_has_the_bits_it_had() -> None:
+    for seed in range(10):
+        logits, target, ignore = _draw(3, seed)
+        ignore[1] = True
+        weight = torch.tensor([0.3, 1.0, 2.0])
+        entropy = functional.binary_cross_entropy_with_logits(logits, target, reduction="none")
+        expected = torch.tensor(0.0)
+        for factor, pixels in ((1.0, ~ignore), (0.7, boundary_band(logits, target, ignore))):
+            counts = pixels.sum(dim=(1, 2, 3))
+            means = torch.where(pixels, entropy, 0.0).sum(dim=(1, 2, 3)) / counts.clamp(min=1)
+            expected = expected + factor * ((means * weight).sum() / (counts > 0).sum().clamp(min=1))
+        assert torch.equal(segmentation_loss(logits, target, ignore, weight, 0.7), expected)
+        assert torch.equal(segmentation_loss(logits, target, ignore, weight, 0.7, dice=0.0), expected)
+
+
+@given(st.integers(0, 10_000))
+def test_dice_lies_between_0_and_1(seed: int) -> None:
+    dice = soft_dice(*_draw(3, seed))
+    assert dice.shape == (3,)
+    assert bool(((dice >= 0) & (dice <= 1)).all())
+
+
+def test_dice_of_a_perfect_prediction_is_0_and_of_its_inverse_nearly_1() -> None:
+    target = torch.from_numpy(_blob(40, 56, 1).astype(np.float32))[None, None]
+    ignore = torch.zeros_like(target, dtype=torch.bool)
+    assert soft_dice(target * 200 - 100, target, ignore).item() == pytest.approx(0, abs=1e-6)
+    assert soft_dice(100 - target * 200, target, ignore).item() > 0.99
+    soft = torch.rand(1, 1, 40, 56, generator=torch.Generator().manual_seed(1)) * 0.98 + 0.01
+    assert soft_dice(torch.logit(soft), soft, ignore).item() == pytest.approx(0, abs=1e-6)
+
+
+def test_dice_equals_its_formula_on_a_small_case() -> None:
+    logits, target = torch.tensor([[[[0.0, 0.0, 9.0]]]]), torch.tensor([[[[1.0, 0.0, 1.0]]]])
+    ignore = torch.tensor([[[[False, False, True]]]])
+    assert soft_dice(logits, target, ignore).item() == pytest.approx(1 - (2 * 0.5 + 1) / (0.5 + 1 + 1))
+
+
+@pytest.mark.parametrize("level", [-100.0, -5.0, 100.0])
+def test_dice_without_a_person_or_without_a_valid_pixel_is_finite(level: float) -> None:
+    logits = torch.full((2, 1, 8, 8), level, requires_grad=True)
+    target, ignore = torch.zeros(2, 1, 8, 8), torch.zeros(2, 1, 8, 8, dtype=torch.bool)
+    ignore[1] = True
+    dice = soft_dice(logits, target, ignore)
+    assert dice[1].item() == 0
+    assert dice[0].item() == pytest.approx(0 if level < 0 else 1, abs=0.02)
+    loss = segmentation_loss(logits, target, ignore, torch.ones(2), 1.0, dice=1.0)
+    gradient = torch.autograd.grad(loss, logits)[0]
+    assert bool(torch.isfinite(loss))
+    assert bool(torch.isfinite(gradient).all())
+    assert bool((gradient[1] == 0).all())
+
+
+@given(st.integers(0, 10_000), st.integers(0, 20), st.integers(0, 20))
+def test_padding_an_image_with_ignore_does_not_change_its_dice(seed: int, down: int, right: int) -> None:
+    logits, target, ignore = _draw(2, seed)
+    padding = (0, right, 0, down)
+    padded = soft_dice(
+        functional.pad(logits, padding, value=3.0),
+        functional.pad(target, padding, value=1.0),
+        functional.pad(ignore, padding, value=True),
+    )
+    assert torch.allclose(padded, soft_dice(logits, target, ignore), rtol=1e-5, atol=1e-6)
+
+
+def test_dice_joins_the_loss_by_its_factor_and_each_images_weight() -> None:
+    logits, target, ignore = _draw(3, 5)
+    ignore[2] = True
+    weight = torch.tensor([0.5, 2.0, 7.0])
+    plain = segmentation_loss(logits, target, ignore, weight, 1.0)
+    dice = soft_dice(logits, target, ignore)
+    for factor in (0.25, 3.0):
+        total = segmentation_loss(logits, target, ignore, weight, 1.0, dice=factor)
+        expected = plain + factor * (0.5 * dice[0] + 2.0 * dice[1]) / 2
+        assert total.item() == pytest.approx(expected.item(), rel=1e-6)
+
+
+def test_dice_of_half_precision_logits_is_finite_with_its_gradient() -> None:
+    truth = _square(10, 10, 60, 60)
+    logits = ((1 - truth) * 1400 - 700).half().requires_grad_()
+    ignore = torch.zeros_like(truth, dtype=torch.bool)
+    loss = segmentation_loss(logits, truth, ignore, torch.ones(1), 1.0, dice=1.0)
+    gradient = torch.autograd.grad(loss, logits)[0]
+    assert loss.dtype == torch.float32
+    assert bool(torch.isfinite(loss))
+    assert bool(torch.isfinite(gradient).all())
+
+
+def test_a_negative_or_undefined_factor_is_refused() -> None:
+    for boundary, dice in ((-1.0, 0.0), (0.0, -1.0), (0.0, math.nan)):
+        with pytest.raises(ValueError, match="boundary >= 0 and dice >= 0"):
+            segmentation_loss(*_draw(1, 0), torch.ones(1), boundary, dice=dice)

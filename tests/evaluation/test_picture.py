@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
+from evaluation.picture import EXTRA, FOUND, IGNORED, LEGEND, MISSED, Tile, overlay, sheet, shrink
 from manifests.labelled import load_labelled, read_labelled
-from teachers.picture import EXTRA, FOUND, IGNORED, LEGEND, MISSED, Tile, overlay, sheet, shrink
 
 WHITE = (255, 255, 255)
 

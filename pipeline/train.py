@@ -1,0 +1,89 @@
+"""``curate train``: the shipping student, from a release and a labelled set."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from manifests.labelled import LabelledError
+from manifests.release import ReleaseError
+from manifests.shard import ShardError
+from manifests.signoff import UnsignedError
+from manifests.verify import VerifyError, find_releases
+from pipeline import storage
+from pipeline.config import Config
+from pipeline.errors import InputError, StageError, UsageError
+from pipeline.threads import torch_threads
+from students.recipe import Preset, TrainError
+from students.trainer import TrainResult, train
+from students.views import SampleError
+
+
+def train_student(
+    release: Path | None,
+    labelled: Path | None,
+    output: str,
+    config: Config,
+    *,
+    seed: int,
+    preset: Preset | None = None,
+    require_signoff: bool = False,
+    console: Console,
+) -> TrainResult:
+    """Trains a student, or goes on with one that was interrupted.
+
+    Args:
+        release: a release, the ``--output`` of a run with one release, or None.
+        labelled: a labelled set, or None.
+        output: a folder of this machine.
+        config: its section [train] is the recipe.
+        seed: of every random choice.
+        preset: instead of the recipe's.
+        require_signoff: whether an unsigned release is refused.
+        console: where progress goes.
+
+    Raises:
+        UsageError: there is neither a release nor a labelled set, or an output elsewhere.
+        InputError: either cannot be used, or the release is not signed where it should be.
+        StageError: the training cannot go on.
+    """
+    if release is None and labelled is None:
+        raise UsageError("there is nothing to train on: give a RELEASE, --labelled DIR or both")
+    if not storage.is_local(output):
+        raise UsageError(f"--output {output} must be a folder of this machine; copy it from there afterwards")
+    recipe = config.train if preset is None else replace(config.train, preset=preset)
+    found = None if release is None else one_release(release)
+    storage.check_writable(output)
+
+    def report(text: str) -> None:
+        console.print(text, highlight=False, markup=False)
+
+    try:
+        with storage.lock(output), torch_threads(config.driver.threads):
+            return train(
+                found, labelled, Path(output), recipe, seed=seed, require_signoff=require_signoff, report=report
+            )
+    except LabelledError as error:
+        raise InputError(f"--labelled: {error}") from error
+    except (ReleaseError, ShardError, UnsignedError, SampleError) as error:
+        raise InputError(str(error)) from error
+    except TrainError as error:
+        raise StageError(f"train: {error}") from error
+
+
+def one_release(path: Path) -> Path:
+    """The release in a folder: itself, or the only one of a run's output.
+
+    Raises:
+        InputError: there is none, or there are several.
+    """
+    try:
+        found = find_releases(path)
+    except VerifyError as error:
+        raise InputError(str(error)) from error
+    if len(found) > 1:
+        names = ", ".join(str(folder) for folder in found[:3])
+        raise InputError(f"{path} holds {len(found)} releases: {names}{' …' * (len(found) > 3)}; name one of them")
+    return found[0]

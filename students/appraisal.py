@@ -1,0 +1,101 @@
+"""The held-out images of a training: scored while it goes on, and looked at."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from evaluation import picture
+from evaluation.boundary import iou_and_boundary_iou
+from evaluation.picture import Tile
+from students.data import Pixels, Size, fit_image, nearest_bucket, resize
+from students.decoding import decode_plane, decode_reduced
+from students.model import Student
+from students.prior import network_input
+from students.views import Encoded, View
+
+SHOWN = 24
+_SIDE, _COLUMNS = 256, 6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Score:
+    """How well one image was segmented, at its own size.
+
+    Attributes:
+        name: Of the image.
+        iou: In [0, 1]; 1 where neither has a person.
+        boundary_iou: In [0, 1]; likewise.
+    """
+
+    name: str
+    iou: float
+    boundary_iou: float
+
+
+def predict(student: Student, image: Pixels, sizes: Sequence[Size]) -> NDArray[np.float32]:
+    """Probabilities (h, w) float32 in [0, 1] of one image alone, with an empty previous mask.
+
+    Args:
+        student: In evaluation mode.
+        image: (h, w, 3) uint8 RGB of any size.
+        sizes: The sizes that the student sees.
+    """
+    device = next(student.parameters()).device
+    fitted, (height, width) = fit_image(image, nearest_bucket(image.shape[0], image.shape[1], sizes))
+    with torch.inference_mode():
+        images = torch.from_numpy(fitted).permute(2, 0, 1)[None].to(device)
+        empty = torch.zeros((1, 1, *fitted.shape[:2]), device=device)
+        seen = images.float() / 255 if student.config.in_channels == 3 else network_input(images, empty)
+        mask = torch.sigmoid(student(seen).float())[0, 0, :height, :width].cpu().numpy()
+    return np.asarray(np.clip(resize(mask, (image.shape[0], image.shape[1])), 0, 1), np.float32)
+
+
+def scores(student: Student, samples: Sequence[Encoded], sizes: Sequence[Size]) -> list[Score]:
+    """The score of each image that has a pixel that counts, in order."""
+    found = []
+    for sample in samples:
+        truth, ignore = _planes(sample)
+        if not ignore.all():
+            mask = predict(student, _pixels(sample), sizes) >= 0.5
+            both = iou_and_boundary_iou(mask, truth, void=ignore)
+            found.append(Score(name=sample.name, iou=both.iou, boundary_iou=both.boundary_iou))
+    return found
+
+
+def overlays(student: Student, samples: Sequence[Encoded], sizes: Sequence[Size], found: Sequence[Score]) -> bytes:
+    """A JPEG of up to SHOWN images with their mistakes, from the worst IoU to the best, evenly spaced."""
+    named = {sample.name: sample for sample in samples}
+    ranked = sorted(found, key=lambda score: (score.iou, score.name))
+    places = sorted({round(i) for i in np.linspace(0, len(ranked) - 1, min(SHOWN, len(ranked)))})
+    tiles = []
+    for score in (ranked[place] for place in places):
+        image, (truth, ignore) = _pixels(named[score.name]), _planes(named[score.name])
+        small, masks = picture.shrink(image, [predict(student, image, sizes) >= 0.5, truth, ignore], _SIDE)
+        caption = f"{score.name}\nIoU {score.iou:.2f}  boundary {score.boundary_iou:.2f}"
+        tiles.append(Tile(picture=picture.overlay(small, *masks), caption=caption))
+    return picture.sheet(tiles, columns=_COLUMNS, side=_SIDE, legend=picture.LEGEND)
+
+
+def views_sheet(views: Sequence[View], names: Sequence[str]) -> bytes:
+    """A JPEG of what a network is trained on: each view with its target, and below it the previous mask it is shown."""
+    tiles = []
+    for view, name in zip(views, names, strict=True):
+        shown = picture.overlay(view.image, view.target >= 128, None, view.ignore)
+        if view.prior is not None:
+            prior = np.repeat(np.rint(255 * view.prior).astype(np.uint8)[:, :, None], 3, axis=2)
+            shown = np.concatenate([shown, prior], axis=0 if view.image.shape[1] >= view.image.shape[0] else 1)
+        tiles.append(Tile(picture=shown, caption=name if view.kind is None else f"{name}\nprevious mask: {view.kind}"))
+    return picture.sheet(tiles, columns=_COLUMNS, side=_SIDE)
+
+
+def _pixels(sample: Encoded) -> Pixels:
+    return decode_reduced(sample.image, (sample.height, sample.width), 1.0)[0]
+
+
+def _planes(sample: Encoded) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    size = (sample.height, sample.width)
+    truth = decode_plane(sample.mask, size)
+    return truth, np.zeros_like(truth) if sample.ignore is None else decode_plane(sample.ignore, size)
