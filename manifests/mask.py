@@ -40,7 +40,7 @@ def decode_mask(data: bytes, max_pixels: int) -> NDArray[np.bool_]:
         MaskError: not such a PNG, too large, damaged, or with other values (named in the message).
     """
     plane = _decode_png(data, max_pixels)
-    person = plane != 0
+    person: NDArray[np.bool_] = np.not_equal(plane, 0)
     if plane.size and not (plane.max() in (0, 1, 255) and (plane == plane.max())[person].all()):
         values = np.flatnonzero(np.bincount(plane.ravel(), minlength=256)).tolist()
         raise MaskError(f"a mask must hold the values 0 and 1, or 0 and 255; got {values[:8]} ({len(values)} values)")
