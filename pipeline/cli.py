@@ -24,13 +24,15 @@ from pipeline.config import did_you_mean, read_config  # noqa: E402
 from pipeline.driver import curate, estimate, train_teacher  # noqa: E402
 from pipeline.errors import CurateError, UsageError  # noqa: E402
 from pipeline.evaluate import Evaluated, compare, evaluate  # noqa: E402
+from pipeline.export import export_student  # noqa: E402
 from pipeline.job import Job, Result  # noqa: E402
 from pipeline.plan import Plan, PriceConfig  # noqa: E402
 from pipeline.preview import describe, preview  # noqa: E402
 from pipeline.runner import REMOTE, Runner, beam_flags, quiet_beam, unknown_beam_flags  # noqa: E402
+from pipeline.search import search, show  # noqa: E402
 from pipeline.teacher import convert_teacher, fetch_teacher, measure_teacher  # noqa: E402
 from pipeline.threads import one_thread  # noqa: E402
-from pipeline.train import train_student  # noqa: E402
+from pipeline.train import one_release, train_student  # noqa: E402
 from teachers.score import METRICS, Estimate  # noqa: E402
 
 
@@ -200,6 +202,29 @@ def _with_interval(score: Estimate) -> str:
     return f"{score.mean:.3f}" if score.low is None else f"{score.mean:.3f} [{score.low:.3f}, {score.high:.3f}]"
 
 
+def _export(values: argparse.Namespace, _: Console) -> int:
+    config = read_config(values.config).export
+    export_student(values.model, values.output, values.format, values.frames, config, console=Console(soft_wrap=True))
+    return 0
+
+
+def _search(values: argparse.Namespace, console: Console) -> int:
+    release = None if values.release is None else one_release(values.release)
+    result = search(
+        values.latency_ms,
+        Path(values.output),
+        labelled=values.labelled,
+        release=release,
+        aspect=values.aspect,
+        trials=values.trials,
+        steps=values.steps,
+        seed=values.seed,
+        report=functools.partial(_say, console),
+    )
+    show(result, Console(soft_wrap=True))
+    return 0
+
+
 def _preview(values: argparse.Namespace, console: Console) -> int:
     config = read_config(values.config)
     result = preview(
@@ -257,7 +282,9 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "run": _run,
     "demo": _demo,
     "evaluate": _evaluate,
+    "export": _export,
     "preview": _preview,
+    "search": _search,
     "teach": _teach,
     "teacher evaluate": _evaluate_teacher,
     "teacher fetch": _fetch_teacher,

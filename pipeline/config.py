@@ -21,6 +21,7 @@ from pipeline.cluster import ClusterConfig
 from pipeline.embed import EmbedConfig
 from pipeline.errors import UsageError
 from pipeline.evaluate_config import EvaluateConfig
+from pipeline.export import ExportConfig
 from pipeline.judge import JudgeConfig
 from pipeline.label import LabelConfig
 from pipeline.plan import PriceConfig
@@ -66,6 +67,7 @@ class Config:
         judge: students, folds, scores and verdicts.
         publish: the release.
         train: how `curate train` trains a student.
+        export: how exported students are compared with the original.
         preview: how `curate preview` refines masks and composes frames.
         driver: what is done once.
         evaluate: how `curate evaluate` measures videos.
@@ -83,6 +85,7 @@ class Config:
     publish: PublishConfig = field(default_factory=PublishConfig)
     driver: DriverConfig = field(default_factory=DriverConfig)
     train: TrainConfig = field(default_factory=TrainConfig, metadata={"identity": False})
+    export: ExportConfig = field(default_factory=ExportConfig, metadata={"identity": False})
     preview: EffectConfig = field(default_factory=EffectConfig, metadata={"identity": False})
     evaluate: EvaluateConfig = field(default_factory=EvaluateConfig, metadata={"identity": False})
     price: PriceConfig = field(default_factory=PriceConfig, metadata={"identity": False})

@@ -15,11 +15,12 @@ from pipeline.config import did_you_mean
 from pipeline.errors import UsageError
 from pipeline.film import suffixes
 from pipeline.runner import RUNNERS
+from students.export import FORMATS
 from students.presets import PRESETS
 from students.preview import Effect
 from teachers.zoo import ZOO
 
-COMMANDS = ("run", "demo", "evaluate", "preview", "teach", "teacher", "train", "verify")
+COMMANDS = ("run", "demo", "evaluate", "export", "preview", "search", "teach", "teacher", "train", "verify")
 TEACHER_COMMANDS = ("convert", "evaluate", "fetch")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([kKmM]?)")
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
@@ -109,7 +110,9 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
         "run": _run(table),
         "demo": _demo(table),
         "evaluate": _evaluate(table),
+        "export": _export(table),
         "preview": _preview(table),
+        "search": _search(table),
         "teach": _teach(table),
         **_teacher(table),
         "train": _train(table),
@@ -257,6 +260,54 @@ def _train(table: argparse._SubParsersAction[Parser]) -> Parser:
     return train
 
 
+def _export(table: argparse._SubParsersAction[Parser]) -> Parser:
+    export = _sub(table, "export", "export a student for devices, each file compared with the student")
+    add = export.add_argument
+    add("model", type=Path, metavar="STUDENT", help="student.safetensors of curate train")
+    add("--output", type=Path, required=True, metavar="DIR", help="where the files and export.json go")
+    add(
+        "--format",
+        nargs="+",
+        choices=sorted(FORMATS),
+        default=["onnx"],
+        metavar="F",
+        help=f"{', '.join(FORMATS)} (default onnx)",
+    )
+    add("--frames", type=Path, metavar="PATH", help="folder of images, or a video, to compare on; int8 needs it")
+    add("--config", type=Path, metavar="FILE", help="TOML file; its section [export] is read")
+    return export
+
+
+def _search(table: argparse._SubParsersAction[Parser]) -> Parser:
+    search = _sub(table, "search", "search for the students that fit a latency on this machine")
+    add = search.add_argument
+    add("--latency-ms", type=_milliseconds, required=True, metavar="MS", help="CPU ms per image, one thread, ONNX")
+    add("--labelled", type=Path, metavar="DIR", help="score by short trainings on these images")
+    add("--release", type=Path, metavar="RELEASE", help="score by short trainings on this release")
+    add("--aspect", type=_ratio, default=1.0, metavar="W:H", help="of the images, as 16:9 (default 1:1)")
+    add("--trials", type=_positive, default=20, metavar="N", help="candidates to measure (default 20)")
+    add("--steps", type=_positive, default=120, metavar="N", help="of the longest trainings (default 120)")
+    _common(search, workers=False, config=False)
+    return search
+
+
+def _milliseconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e6:
+        raise argparse.ArgumentTypeError(f"must be a number of milliseconds > 0, got '{text}'")
+    return value
+
+
+def _ratio(text: str) -> float:
+    match = re.fullmatch(r"(\d{1,5}):(\d{1,5})", text)
+    if not match or not int(match[1]) or not int(match[2]):
+        raise argparse.ArgumentTypeError(f"must be width:height as 16:9, got '{text}'")
+    return int(match[1]) / int(match[2])
+
+
 def _preview(table: argparse._SubParsersAction[Parser]) -> Parser:
     preview = _sub(table, "preview", "render a background effect into a video with a model's masks")
     add = preview.add_argument
@@ -293,7 +344,7 @@ def _verify(table: argparse._SubParsersAction[Parser]) -> Parser:
     return verify
 
 
-def _common(parser: Parser, *, workers: bool = True, seed: bool = True) -> None:
+def _common(parser: Parser, *, workers: bool = True, seed: bool = True, config: bool = True) -> None:
     add = parser.add_argument
     add(
         "--output",
@@ -302,7 +353,8 @@ def _common(parser: Parser, *, workers: bool = True, seed: bool = True) -> None:
         metavar="DIR",
         help="where everything goes that the command makes; killed, the same command resumes from it",
     )
-    add("--config", type=Path, metavar="FILE", help="TOML file with the settings of the stages")
+    if config:
+        add("--config", type=Path, metavar="FILE", help="TOML file with the settings of the stages")
     if seed:
         add("--seed", type=_natural, default=0, metavar="S", help="of every random choice (default 0)")
     if workers:
