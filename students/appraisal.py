@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,15 +81,29 @@ def overlays(student: Student, samples: Sequence[Encoded], sizes: Sequence[Size]
 
 
 def views_sheet(views: Sequence[View], names: Sequence[str]) -> bytes:
-    """A JPEG of what a network is trained on: each view with its target, and below it the previous mask it is shown."""
+    """A JPEG of what a network is trained on: each view with its target, and beside it the previous mask it is shown.
+
+    Small views are enlarged, each pixel as it is.
+    """
     tiles = []
     for view, name in zip(views, names, strict=True):
-        shown = picture.overlay(view.image, view.target >= 128, None, view.ignore)
+        wide = view.image.shape[1] >= view.image.shape[0]
+        sides = np.array(view.image.shape[:2]) * (1 if view.prior is None else (2, 1) if wide else (1, 2))
+        factor = max(1.0, _SIDE / int(sides.max()))
+        image, target, ignore = (_enlarged(plane, factor) for plane in (view.image, view.target, view.ignore))
+        shown = picture.overlay(image, (target >= 128) & ~ignore, None, ignore)
         if view.prior is not None:
-            prior = np.repeat(np.rint(255 * view.prior).astype(np.uint8)[:, :, None], 3, axis=2)
-            shown = np.concatenate([shown, prior], axis=0 if view.image.shape[1] >= view.image.shape[0] else 1)
+            prior = np.rint(255 * _enlarged(view.prior, factor)).astype(np.uint8)
+            shown = np.concatenate([shown, np.repeat(prior[:, :, None], 3, axis=2)], axis=0 if wide else 1)
         tiles.append(Tile(picture=shown, caption=name if view.kind is None else f"{name}\nprevious mask: {view.kind}"))
-    return picture.sheet(tiles, columns=_COLUMNS, side=_SIDE)
+    legend = (("person", picture.FOUND), ("without a say", picture.IGNORED))
+    return picture.sheet(tiles, columns=_COLUMNS, side=_SIDE, legend=legend)
+
+
+def _enlarged(plane: NDArray[Any], factor: float) -> NDArray[Any]:
+    """(H, W, ..) to about (factor H, factor W, ..), the nearest pixel each."""
+    rows, columns = ((np.arange(int(side * factor)) / factor).astype(int) for side in plane.shape[:2])
+    return np.asarray(plane[rows][:, columns])
 
 
 def _pixels(sample: Encoded) -> Pixels:

@@ -71,7 +71,9 @@ class Feed:
         self._reading = self._read(shards, start) if shards is not None and len(shards) else iter(())
         self._threads = ThreadPoolExecutor(loaders)
         self._drawn = start
-        self._coming: deque[tuple[list[Future[View]], list[float]]] = deque()
+        self._coming: deque[tuple[list[Future[View]], list[float], float]] = deque()
+        self._weights = np.ones(0) if shards is None else shards.weights
+        self.share = 0.0
 
     @property
     def release_steps(self) -> int:
@@ -81,6 +83,8 @@ class Feed:
     def next(self) -> TrainBatch:
         """The batch of the next step; weights carry the process's share of the batch.
 
+        Then ``share`` is the part of a full batch that this step's images of weight above 0 are, over all processes.
+
         Raises:
             ShardError: A unit of the release is damaged.
             SampleError: A sample cannot be decoded.
@@ -88,14 +92,14 @@ class Feed:
         while len(self._coming) < _AHEAD and self._drawn < self._config.steps:
             self._coming.append(self._draw(self._drawn))
             self._drawn += 1
-        views, weights = self._coming.popleft()
+        views, weights, self.share = self._coming.popleft()
         return collate([view.result() for view in views], weights)
 
     def close(self) -> None:
         """Stop drawing ahead."""
         self._threads.shutdown(cancel_futures=True)
 
-    def _draw(self, step: int) -> tuple[list[Future[View]], list[float]]:
+    def _draw(self, step: int) -> tuple[list[Future[View]], list[float], float]:
         labelled, place = self._mixture.source(step)
         schedule = self._own if labelled else self._release
         assert schedule is not None
@@ -107,9 +111,11 @@ class Feed:
             self._threads.submit(self._view, sample, self._sizes[bucket], (step, slot), strong=strong)
             for slot, sample in zip(slots, chosen, strict=True)
         ]
+        counted = np.array([self._labelled[i].weight for i in members] if labelled else self._weights[members]) > 0
         idle = self._rank >= len(members)  # its one sample only keeps the devices in step
-        share = 0.0 if idle else len(slots) * self._world / self._config.batch
-        return views, [sample.weight * share for sample in chosen]
+        share = 0.0 if idle else int(counted[slots].sum()) * self._world / self._config.batch
+        weights = [sample.weight * share for sample in chosen]
+        return views, weights, int(counted.sum()) / self._config.batch
 
     def _slots(self, count: int) -> list[int]:
         """The places of a batch of so many samples that this process fills, at least one."""

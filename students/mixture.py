@@ -36,12 +36,12 @@ class Mixture:
             )
 
     def labelled_before(self, step: int) -> int:
-        """How many of the steps 0 .. step - 1 are labelled: the integral of the share, rounded down."""
+        """How many of the steps 0 .. step - 1 are labelled: the integral of the share, rounded."""
         way = min(float(step), self.ramp)
         total = self.first * way + self.last * (step - way)
         if self.ramp > 0:
             total += (self.last - self.first) * way * way / (2 * self.ramp)
-        return min(step, math.floor(total + _SLACK))
+        return min(step, math.floor(total + 0.5 + _SLACK))
 
     def source(self, step: int) -> tuple[bool, int]:
         """Whether a step is labelled, and how many steps of its kind came before it."""

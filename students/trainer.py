@@ -40,7 +40,7 @@ from students.views import Encoded, TrainBatch, View, draw_view, network_images
 from training.average import follow
 from training.curve import curve_csv, curve_png
 from training.devices import DeviceError, Report, accelerator_of, spread
-from training.files import sha256_file, write_atomically
+from training.files import remove_unfinished, sha256_file, write_atomically
 from training.muon import Muon
 from training.rate import warm_cosine
 from training.state import StateError, check_identity, read_state, write_state
@@ -103,7 +103,8 @@ def train(
 
     On one machine, one CPU device and one number of torch threads, equal data, configuration and seed give equal
     bytes, however often the run was interrupted. With several devices the sums are the same but for their rounding,
-    except that batch normalisation sees the images of one device only.
+    except that batch normalisation sees the images of one device only, and the boundary loss is averaged over those of
+    one device that have a boundary.
 
     Args:
         release: A folder with a release; all its files are checked before the first step. None for labelled data alone.
@@ -116,7 +117,9 @@ def train(
 
     Raises:
         LabelledError: The labelled set is unusable.
-        ReleaseError: There is no release, or `release.json` breaks a rule; unsigned, where that is asked for.
+        ReleaseError: There is no release, or `release.json` breaks a rule.
+        UnsignedError: No person has signed the release off, where that is asked for.
+        SampleError: An image or mask cannot be decoded; names the sample.
         ShardError: A shard is missing, truncated, exchanged or damaged; names the file, and the row group if known.
         TrainError: There is nothing to train on; `output` holds another run (the difference is named) or a broken
             state; `init` cannot be used; a GPU is asked for and absent; or a loss is not finite.
@@ -272,7 +275,7 @@ def _held_out(plan: _Plan, own: Sequence[Encoded]) -> list[Encoded]:
         held = [sample for sample in own if sample.name in plan.held_out]
         chosen = sorted(held, key=lambda sample: hashlib.sha256(sample.name.encode()).digest())[:most]
         return sorted(chosen, key=lambda sample: sample.name)
-    validation = None if plan.release is None else open_shards(plan.release, "val", verify=False)
+    validation = None if plan.release is None else open_shards(plan.release, "val")
     if validation is None or not len(validation):
         return []
     return next(validation.read([np.arange(min(most, len(validation)))]))
@@ -294,9 +297,11 @@ def _begin(
 
 
 def _views(plan: _Plan, trained: Sequence[Encoded], shards: Shards | None) -> tuple[list[View], list[str]]:
-    """Views of the first images of both sources, half of each where there are both, and what to call them."""
+    """Views of images of both sources, half of each where there are enough, and what to call them."""
     config, count = plan.config, len(shards) if shards is not None else 0
-    own = list(trained[: appraisal.SHOWN - min(count, appraisal.SHOWN // 2)])
+    most = appraisal.SHOWN - min(count, appraisal.SHOWN // 2)
+    places = np.linspace(0, len(trained), min(most, len(trained)), endpoint=False).astype(int)
+    own = [trained[place] for place in places]
     taken = min(count, appraisal.SHOWN - len(own))
     given = next(shards.read([np.arange(taken)])) if shards is not None and taken else []
     rng = np.random.default_rng([plan.seed])
@@ -314,7 +319,8 @@ def _steps(run: _Run, feed: Feed, shown: Sequence[Encoded], report: Report) -> N
     first = run.fabric.global_rank == 0
     saved = time.monotonic()
     while run.step < config.steps:
-        row = _step(run, feed.next())
+        batch = feed.next()
+        row = _step(run, batch, feed.share)
         if not first:
             continue
         validates = run.step % config.validate_every == 0 or run.step == config.steps
@@ -326,8 +332,11 @@ def _steps(run: _Run, feed: Feed, shown: Sequence[Encoded], report: Report) -> N
             report(_line(run, validates=validates and bool(shown)))
 
 
-def _step(run: _Run, batch: TrainBatch) -> list[float]:
-    """One optimiser step; returns its number, the loss and the rate."""
+def _step(run: _Run, batch: TrainBatch, share: float) -> list[float]:
+    """One optimiser step; returns its number, the loss of a full batch of such images, and the rate.
+
+    ``share`` is the part of a full batch that this one is: its loss is lighter by that, which is no progress.
+    """
     config, fabric = run.plan.config, run.fabric
     batch = batch.to(fabric.device)
     rate = warm_cosine(run.step, config.steps, peak=config.learning_rate, warm_up=config.warm_up)
@@ -336,9 +345,7 @@ def _step(run: _Run, batch: TrainBatch) -> list[float]:
     with fabric.autocast():
         images = network_images(batch, run.student, run.student.config.in_channels)
     logits = run.network(images.contiguous(memory_format=torch.channels_last))
-    loss = segmentation_loss(
-        logits, batch.target, batch.ignore, batch.weight, config.boundary, two_sided=config.two_sided, dice=config.dice
-    )  # fmt: skip
+    loss = _loss(logits, batch, config)
     total = fabric.all_reduce(loss.detach(), reduce_op="mean") if fabric.world_size > 1 else loss.detach()
     value = float(total)
     if not math.isfinite(value):
@@ -349,7 +356,16 @@ def _step(run: _Run, batch: TrainBatch) -> list[float]:
     run.optimiser.step()
     run.step += 1
     follow(run.average, run.student, min(config.ema, run.step / (run.step + 10)))
-    return [run.step, value, rate]
+    return [run.step, value / share if share else value, rate]
+
+
+def _loss(logits: Tensor, batch: TrainBatch, config: TrainConfig) -> Tensor:
+    """Of the rows of weight above 0: any other would still count among the images of a mean."""
+    rows = torch.nonzero(batch.weight > 0)[:, 0]
+    parts = logits, batch.target, batch.ignore, batch.weight
+    if 0 < len(rows) < len(batch.weight):
+        parts = tuple(part[rows] for part in parts)  # type: ignore[assignment]
+    return segmentation_loss(*parts, config.boundary, two_sided=config.two_sided, dice=config.dice)
 
 
 def _validate(run: _Run, shown: Sequence[Encoded]) -> float:
@@ -394,6 +410,7 @@ def _finish(run: _Run, shown: Sequence[Encoded]) -> None:
     }
     write_atomically(plan.output / "curve.csv", curve_csv(LOSSES, run.rows))
     write_atomically(plan.output / "curve.png", curve_png(LOSSES, run.rows, run.best_step))
+    remove_unfinished(plan.output)
     write_atomically(plan.output / "result.json", (json.dumps(record, indent=2, sort_keys=True) + "\n").encode())
 
 
