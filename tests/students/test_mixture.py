@@ -62,7 +62,7 @@ def test_without_a_ramp_the_last_share_holds_from_the_start() -> None:
 
 def test_a_ramp_moves_from_the_first_share_to_the_last() -> None:
     mixture = Mixture(first=1.0, last=0.0, ramp=1000.0)
-    assert mixture.labelled_before(10) == 9
+    assert mixture.labelled_before(10) == 10
     assert mixture.labelled_before(500) == 375
     assert mixture.labelled_before(1000) == mixture.labelled_before(5000) == 500
 
