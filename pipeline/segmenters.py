@@ -31,7 +31,7 @@ from pipeline.clip_video import luma_frames
 from pipeline.config import Config
 from pipeline.errors import InputError
 from pipeline.threads import one_thread
-from students.data import bucket_sizes, fit_image, nearest_bucket, resize
+from students.data import canonical_sizes, fit_image, nearest_bucket, resize
 from students.model import METADATA
 from students.runtime import Network, open_network
 from students.tracker import Start, Tracker, TrackerConfig
@@ -162,9 +162,9 @@ class StudentSegmenter:
         self.id = network.id
         self.sha256 = network.sha256
         self._network = network
-        self._sizes = bucket_sizes(network.side)
+        self._sizes = canonical_sizes(network.side, network.fit)
         tracks = network.in_channels == 4
-        self._tracker = Tracker(network, TrackerConfig(side=network.side)) if tracks else None
+        self._tracker = Tracker(network, TrackerConfig(side=network.side, fit=network.fit)) if tracks else None
 
     @property
     def started(self) -> Start | None:

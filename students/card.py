@@ -3,7 +3,8 @@
 | name | value |
 |---|---|
 | ``format`` | ``curate-student-1`` |
-| ``side`` | images are seen at about side² pixels, in the sizes of ``students.data.bucket_sizes`` |
+| ``side`` | images are seen at about side² pixels |
+| ``fit`` | in which sizes, ``students.data.canonical_sizes``; "aspect" where it is not stated |
 | ``in_channels`` | 3: R, G, B in [0, 1]; 4: Y, U, V and the previous mask (``students.prior.network_input``) |
 | ``padding`` | what convolutions see outside of a map |
 | ``precision`` | ``float32`` or ``int8`` |
@@ -16,11 +17,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from students.data import bucket_sizes
+from students.data import Fit, canonical_sizes
 from students.model import FORMAT, StudentConfig, config_from_json, config_to_json
 
 Precision = Literal["float32", "int8"]
-OWN = ("format", "side", "in_channels", "padding", "precision", "student")
+OWN = ("format", "side", "fit", "in_channels", "padding", "precision", "student")
 MOST_SIDE = 4096
 
 
@@ -30,6 +31,7 @@ class Card:
 
     Attributes:
         side: Images are seen at about side² pixels.
+        fit: In which sizes.
         config: The student's shape.
         precision: Of weights and arithmetic.
     """
@@ -37,11 +39,12 @@ class Card:
     side: int
     config: StudentConfig
     precision: Precision
+    fit: Fit = "aspect"
 
     def __post_init__(self) -> None:
         if self.side > MOST_SIDE:
             raise ValueError(f"side must be <= {MOST_SIDE}, got {self.side}")
-        bucket_sizes(self.side)
+        canonical_sizes(self.side, self.fit)
         if self.precision not in get_args(Precision):
             raise ValueError(f"precision must be one of {get_args(Precision)}, got {self.precision!r}")
 
@@ -57,6 +60,7 @@ def card_values(card: Card, metadata: Mapping[str, str]) -> dict[str, str]:
     own = {
         "format": FORMAT,
         "side": str(card.side),
+        "fit": card.fit,
         "in_channels": str(card.config.in_channels),
         "padding": card.config.padding,
         "precision": card.precision,
@@ -83,4 +87,4 @@ def read_card(values: Mapping[str, str]) -> Card:
     for name, wanted in (("in_channels", str(config.in_channels)), ("padding", config.padding)):
         if values.get(name) != wanted:
             raise ValueError(f"its metadata {name} must be {wanted}, as its shape says, got {values.get(name)!r:.40}")
-    return Card(side=int(text), config=config, precision=precision)  # type: ignore[arg-type]
+    return Card(side=int(text), config=config, precision=precision, fit=values.get("fit", "aspect"))  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import cv2
 import numpy as np
@@ -23,6 +23,7 @@ ASPECTS = (9 / 16, 3 / 4, 1.0, 4 / 3, 16 / 9)
 
 Pixels = NDArray[np.uint8]
 Size = tuple[int, int]
+Fit = Literal["aspect", "square"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -106,6 +107,21 @@ def bucket_sizes(side: int) -> tuple[Size, ...]:
         short, long = min(costs, key=lambda size: (costs[size], size[0] * size[1], size))
         sizes.append((short, long) if aspect >= 1 else (long, short))
     return tuple(sizes)
+
+
+def canonical_sizes(side: int, fit: Fit = "aspect") -> tuple[Size, ...]:
+    """The sizes (H, W) that images are seen at: those of ``bucket_sizes``, or one square for all, to compare.
+
+    Raises:
+        ValueError: As ``bucket_sizes``; or if ``fit`` is unknown, or "square" and the side is no multiple of 32.
+    """
+    if fit not in get_args(Fit):
+        raise ValueError(f"fit must be one of {get_args(Fit)}, got {fit!r}")
+    if fit == "aspect":
+        return bucket_sizes(side)
+    if side < 2 * CELL or side % CELL:
+        raise ValueError(f"side must be a multiple of {CELL} and >= {2 * CELL} with fit = square, got {side}")
+    return ((side, side),)
 
 
 def nearest_bucket(height: int, width: int, sizes: Sequence[Size]) -> Size:

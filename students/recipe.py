@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
-from students.data import Size, bucket_sizes
+from students.data import Fit, Size, canonical_sizes
 from students.model import STRIDE, StudentConfig
 from students.padding import Padding
 from students.presets import PRESETS
@@ -15,7 +15,6 @@ from students.views import ViewConfig
 from training.devices import Accelerator, Devices, Precision
 
 Preset = Literal["nano", "small", "base", "large", "custom"]
-Fit = Literal["aspect", "square"]
 
 
 class TrainError(RuntimeError):
@@ -33,8 +32,8 @@ class TrainConfig:
         padding: What convolutions see outside of a map; "custom" has its own.
         init: First weights: "" draws them; else a student's file, or a checkpoint of the encoder's own timm network.
         side: Images are seen at about side² pixels.
-        fit: "aspect" groups images of similar aspect, see `students.data.bucket_sizes`; "square" puts all into one
-            square, to compare.
+        fit: "aspect" groups images of similar aspect; "square" puts all into one square, to compare
+            (`students.data.canonical_sizes`).
         steps: Optimiser steps.
         batch: Images of a step, over all devices.
         learning_rate: Peak of Muon's rate for kernels (see `training.muon`).
@@ -116,8 +115,7 @@ class TrainConfig:
         for name, kind in (*words, ("accelerator", Accelerator), ("precision", Precision)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"train.{name} must be one of {get_args(kind)}, got {getattr(self, name)!r}")
-        if self.fit == "square" and self.side % STRIDE:
-            raise ValueError(f"train.side must be a multiple of {STRIDE} with fit = square, got {self.side}")
+        canonical_sizes(self.side, self.fit)
         if self.preset != "custom" and self.model != StudentConfig():
             raise ValueError(
                 f"train.model is read with preset = custom alone, and preset is {self.preset}; leave it out"
@@ -131,7 +129,7 @@ class TrainConfig:
 
     def sizes(self) -> tuple[Size, ...]:
         """The sizes (H, W) that images are seen at."""
-        return bucket_sizes(self.side) if self.fit == "aspect" else ((self.side, self.side),)
+        return canonical_sizes(self.side, self.fit)
 
     def on(self) -> Devices:
         """What the training runs on."""

@@ -25,6 +25,7 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from torch import Tensor
 
 from students.card import Card, read_card
+from students.data import Fit
 from students.export_executorch import Program
 from students.export_onnx import INPUT
 from students.export_torch import load_lite, load_pt2, read_torch_card
@@ -40,6 +41,7 @@ class Network(Protocol):
     sha256: str
     in_channels: int
     side: int
+    fit: Fit
 
     def __call__(self, images: Tensor) -> Tensor:
         """Logits (1, 1, H, W) float32 of images (1, C, H, W) float32, as ``students.model.Student`` takes them."""
@@ -57,12 +59,13 @@ class ShippedStudent:
         sha256: Digest of the file.
         in_channels: 3 or 4.
         side: Images are seen at about side² pixels.
+        fit: In which sizes.
         card: What the file says of itself.
     """
 
     def __init__(self, card: Card, run: Run, name: str, sha256: str) -> None:
         self.card = card
-        self.side = card.side
+        self.side, self.fit = card.side, card.fit
         self.in_channels = card.config.in_channels
         self.sha256 = sha256
         self.id = f"{name}-{sha256[:12]}"

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from evaluation.temporal import HISTOGRAM_CUT, THUMBNAIL_CUT, Look, is_cut, look
-from students.data import Pixels, Size, bucket_sizes, fit_image, nearest_bucket, resize
+from students.data import Fit, Pixels, Size, canonical_sizes, fit_image, nearest_bucket, resize
 from students.prior import Network, Soft, network_input
 
 Start = Literal["first", "size", "gap", "cut"]
@@ -31,19 +31,21 @@ class TrackerConfig:
     """How a tracker sees frames and when it starts anew.
 
     Attributes:
-        side: Frames are seen at about side² pixels, in the sizes of ``students.data.bucket_sizes``.
+        side: Frames are seen at about side² pixels.
+        fit: In which sizes, see ``students.data.canonical_sizes``.
         gap_us: A frame that comes more than so many microseconds after the last one starts anew.
         histogram: Of a cut, see ``evaluation.temporal.is_cut``.
         thumbnail: Of a cut, see ``evaluation.temporal.is_cut``.
     """
 
     side: int = 192
+    fit: Fit = "aspect"
     gap_us: int = 500_000
     histogram: float = HISTOGRAM_CUT
     thumbnail: float = THUMBNAIL_CUT
 
     def __post_init__(self) -> None:
-        bucket_sizes(self.side)
+        canonical_sizes(self.side, self.fit)
         if self.gap_us < 1:
             raise ValueError(f"tracker.gap_us must be >= 1 microsecond, got {self.gap_us}")
         for name in ("histogram", "thumbnail"):
@@ -83,7 +85,7 @@ class Tracker:
             raise ValueError("the tracker's network must be in evaluation mode; call model.eval()")
         self._model = model
         self._config = config or TrackerConfig()
-        self._sizes = bucket_sizes(self._config.side)
+        self._sizes = canonical_sizes(self._config.side, self._config.fit)
         self._last: _Last | None = None
         self._started: Start | None = None
 

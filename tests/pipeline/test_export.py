@@ -1,0 +1,152 @@
+"""``curate export``: what it writes agrees with the student; what does not agree has another name."""
+
+import hashlib
+import io
+import json
+from pathlib import Path
+
+import cv2
+import pytest
+import torch
+from rich.console import Console
+
+from pipeline import export as module
+from pipeline.errors import CurateError, InputError, UsageError
+from pipeline.export import ExportConfig, export_student
+from students import parity
+from students.export import FORMATS
+from students.export_executorch import needed
+from students.model import save_student
+from students.runtime import open_network
+from tests.students.exports import SIDE, pictures, tiny
+
+FEW = ExportConfig(pictures=3, rounds=3)
+
+
+def _model(folder: Path, **changes: object) -> Path:
+    student = tiny(**changes)
+    path = folder / "tiny.safetensors"
+    save_student(path, student, student.config, {"side": str(SIDE), "training": "abc", "step": "7"})
+    return path
+
+
+def _frames(folder: Path) -> Path:
+    folder.mkdir()
+    for picture in pictures(4):
+        cv2.imwrite(str(folder / f"{picture.name}.png"), picture.pixels[..., ::-1])
+    return folder
+
+
+def _console() -> Console:
+    return Console(file=io.StringIO(), width=160)
+
+
+def test_files_record_and_table_say_the_same(tmp_path: Path) -> None:
+    model, frames, output, console = (
+        _model(tmp_path, in_channels=4),
+        _frames(tmp_path / "frames"),
+        tmp_path / "out",
+        _console(),
+    )
+    done = export_student(model, output, ["onnx", "ptl"], frames, FEW, console=console)
+    assert sorted(p.name for p in output.iterdir()) == ["export.json", "tiny.onnx", "tiny.ptl"]
+    record = json.loads((output / "export.json").read_text())
+    assert record["model"]["sha256"] == hashlib.sha256(model.read_bytes()).hexdigest()
+    assert record["frames"]["source"] == "frames"
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "ptl is no longer developed by its makers; prefer executorch" in shown
+    for one, row in zip(done, record["exports"], strict=True):
+        data = (output / one.file).read_bytes()
+        assert (one.bytes, one.sha256) == (len(data), hashlib.sha256(data).hexdigest())
+        assert (row["file"], row["latency_ms"], row["parity"]["iou_mean"]) == (
+            one.file,
+            one.latency_ms,
+            one.parity.iou_mean,
+        )
+        assert one.parity.iou_mean == 1.0
+        assert one.parity.fed_back >= 2
+        assert one.parity.logit_difference < 1e-3
+        assert one.file in shown
+    assert open_network(output / "tiny.onnx").card.config == tiny(in_channels=4).config
+
+
+def test_without_frames_the_pictures_are_said_to_be_synthetic(tmp_path: Path) -> None:
+    console = _console()
+    export_student(_model(tmp_path), tmp_path / "out", ["ptl"], None, FEW, console=console)
+    assert "3 synthetic pictures; give --frames for real ones" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert json.loads((tmp_path / "out/export.json").read_text())["frames"]["source"] == "synthetic"
+
+
+def test_an_export_that_disagrees_is_kept_as_rejected_and_fails_with_frame_and_value(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def spoilt(student, path, *, side, metadata, calibration):  # type: ignore[no-untyped-def]
+        with torch.no_grad():
+            student.head.bias += 0.5
+            FORMATS["ptl"].export(student, path, side=side, metadata=metadata, calibration=calibration)
+            student.head.bias -= 0.5
+
+    broken = module.FORMATS | {"pt2": type(FORMATS["pt2"])(suffix=".pt2.ptl", precision="float32", export=spoilt)}
+    monkeypatch.setattr(module, "FORMATS", broken)
+    with pytest.raises(
+        CurateError, match=r"pt2: mean IoU with the student must be >= 0\.995 .*worst 0\.\d+ at synthetic \d"
+    ):
+        export_student(_model(tmp_path), tmp_path / "out", ["pt2", "ptl"], None, FEW, console=_console())
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["export.json", "tiny.pt2.ptl.rejected", "tiny.ptl"]
+    rows = json.loads((tmp_path / "out/export.json").read_text())["exports"]
+    assert rows[0]["fault"].startswith("mean IoU")
+    assert rows[1]["fault"] is None
+
+
+@pytest.mark.parametrize(
+    ("formats", "message"),
+    [
+        (["onnx-int8"], "--format onnx-int8 is calibrated on real frames; give --frames"),
+        (["tflite"], "--format must be of onnx, .*got 'tflite'"),
+        (["onnx", "onnx"], "each once"),
+        ([], "one format or more"),
+    ],
+)
+def test_formats_that_cannot_be_are_refused_before_anything_is_written(
+    formats: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UsageError, match=message):
+        export_student(_model(tmp_path), tmp_path / "out", formats, None, FEW, console=_console())
+    assert not (tmp_path / "out").exists()
+
+
+def test_models_and_frames_that_are_none_are_refused(tmp_path: Path) -> None:
+    model = _model(tmp_path)
+    (tmp_path / "empty").mkdir()
+    for frames in (tmp_path / "empty", tmp_path / "absent", model):
+        with pytest.raises(InputError, match="--frames"):
+            export_student(model, tmp_path / "out", ["ptl"], frames, FEW, console=_console())
+    (tmp_path / "bad.safetensors").write_bytes(b"rubbish")
+    for bad in (tmp_path / "bad.safetensors", tmp_path / "absent.safetensors"):
+        with pytest.raises(InputError, match="--model"):
+            export_student(bad, tmp_path / "out", ["ptl"], None, FEW, console=_console())
+
+
+def test_a_format_whose_package_is_missing_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(*_: object, **__: object) -> None:
+        needed("executorch.no_such_part")
+
+    chosen = type(FORMATS["executorch"])(suffix=".pte", precision="float32", export=absent)
+    monkeypatch.setattr(module, "FORMATS", module.FORMATS | {"executorch": chosen})
+    with pytest.raises(InputError, match=r"--format executorch: .*pip install 'curate\[executorch\]'"):
+        export_student(_model(tmp_path), tmp_path / "out", ["executorch"], None, FEW, console=_console())
+
+
+def test_frames_of_a_video_feed_masks_back(data: Path, tmp_path: Path) -> None:
+    clip = data / "clips" / "asl_book.mp4"
+    done = export_student(_model(tmp_path, in_channels=4), tmp_path / "out", ["ptl"], clip, FEW, console=_console())
+    assert done[0].parity.fed_back == 2 * FEW.pictures - 1
+    assert done[0].parity.iou_mean >= parity.LEAST_IOU["float32"]
+
+
+@pytest.mark.parametrize("name", ["pictures", "rounds"])
+def test_a_config_below_one_is_refused(name: str) -> None:
+    with pytest.raises(ValueError, match=f"export.{name} must be >= 1, got 0"):
+        ExportConfig(**{name: 0})
