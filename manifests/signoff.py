@@ -20,7 +20,8 @@ An event is never edited; a correction is a new event. A file holds an object as
 | `reviewer` | `{"name": …, "how_known": …}`, non-empty; how_known is e.g. "not verified" |
 | `tool` | what wrote the event, and its version |
 | `at` | instant in UTC, e.g. "2026-03-01T12:00:00Z" |
-| `target`, `verdict`, `reasons`, … | what the type needs; further fields are allowed |
+| `verdict` | of a `signoff`, "approved" where it is not stated; any other is no sign-off |
+| `target`, `reasons`, … | what the type needs; further fields are allowed |
 | `expires_at` | of a `signoff`, optional: the instant from which it does not count; null for never |
 
 A `signoff` holds until a `withdraw_signoff` follows, or it expires. Any changed byte of the release is another
@@ -102,14 +103,21 @@ def signoff_of(release_folder: Path, *, now: datetime | None = None) -> Signoff 
     return _signoff(*_log(release_folder), now)[0]
 
 
-def check_signed(release_folder: Path, *, now: datetime | None = None) -> Signoff:
+def check_signed(release_folder: Path, *, now: datetime | None = None, fingerprint: str | None = None) -> Signoff:
     """The sign-off of the release in `release_folder`; arguments as of `signoff_of`.
+
+    Args:
+        release_folder: holds `release.json`.
+        now: as of `signoff_of`.
+        fingerprint: that the release must have; None for any.
 
     Raises:
         ReleaseError: no release, or one that breaks a rule.
         UnsignedError: there is no sign-off, it was withdrawn or has expired, or the log is broken.
     """
     folder, digest = _log(release_folder)
+    if fingerprint is not None and digest != fingerprint:
+        raise UnsignedError(f"{release_folder}: the release was exchanged while it was read; start again")
     try:
         signoff, why = _signoff(folder, digest, now)
     except ReviewLogError as error:
@@ -138,7 +146,9 @@ def _signoff(folder: Path, release: str, now: datetime | None) -> tuple[Signoff 
         _check_chain(folder, seq, event, prev, release)
         prev = sha256_hex(data)
         if event["type"] == "signoff":
-            signoff = _signed(folder, seq, event)
+            signoff, why = _signed(folder, seq, event), ""
+            if event.get("verdict", "approved") != "approved":
+                signoff, why = None, f"event {seq} has the verdict {event['verdict']!r:.40}, and not 'approved'"
         elif event["type"] == "withdraw_signoff":
             signoff, why = None, f"event {seq} withdrew it"
     if signoff and signoff.expires_at and signoff.expires_at <= (now or datetime.now(UTC)):

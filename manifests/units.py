@@ -32,12 +32,20 @@ class Unit:
         group: number of the row group in its file, from 0.
         rows: of the row group, >= 0.
         bytes: of the row group, uncompressed.
+        state: size and modification time (ns) that its file had when it was looked at.
     """
 
     path: Path
     group: int
     rows: int
     bytes: int
+    state: tuple[int, int]
+
+
+def file_state(path: Path) -> tuple[int, int]:
+    """Size and modification time, in nanoseconds, of a file."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns
 
 
 class Footers:
@@ -47,10 +55,16 @@ class Footers:
         self._limit = limit
         self._kept: OrderedDict[tuple[Path, int, int], pq.FileMetaData] = OrderedDict()
 
-    def open(self, path: Path) -> pq.ParquetFile:
-        """Open a Parquet file, page checksums verified; a file that has changed since is parsed again."""
-        state = path.stat()
-        key = (path, state.st_size, state.st_mtime_ns)
+    def open(self, path: Path, expected: tuple[int, int] | None = None) -> pq.ParquetFile:
+        """Open a Parquet file, page checksums verified; a file that has changed since is parsed again.
+
+        Raises:
+            OSError: it cannot be opened, or its state is not the expected one.
+        """
+        state = file_state(path)
+        if expected is not None and state != expected:
+            raise OSError("the file was exchanged while it was in use")
+        key = (path, *state)
         known = self._kept.pop(key, None)
         file = pq.ParquetFile(path, metadata=known, page_checksum_verification=True)
         self._kept[key] = file.metadata
@@ -107,14 +121,15 @@ def units(folder: Path, split: str, *, verify: bool = True) -> tuple[Unit, ...]:
 def units_of(folder: Path, entry: FileEntry, *, verify: bool, footers: Footers | None = None) -> list[Unit]:
     """The units of one file of the release in `folder`; arguments and errors as of `units`."""
     path = folder / entry.path
+    state = file_state(path) if path.is_file() else (0, 0)
     _check_file(folder, path, entry, verify=verify)
     try:
-        with (footers or Footers(0)).open(path) as file:
+        with (footers or Footers(0)).open(path, state) as file:
             check_schema(file.schema_arrow, "shard")
             check_columns(file.schema_arrow, SHARD)
             groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
             found = [
-                Unit(path=path, group=number, rows=group.num_rows, bytes=group.total_byte_size)
+                Unit(path=path, group=number, rows=group.num_rows, bytes=group.total_byte_size, state=state)
                 for number, group in enumerate(groups)
             ]
     except (OSError, pa.ArrowException, SchemaError) as error:
@@ -167,7 +182,7 @@ def read_unit(unit: Unit, columns: Sequence[str] | None = None, *, footers: Foot
         ShardError: a flipped bit, a file that is gone or was exchanged, malformed values, another number of rows.
     """
     try:
-        with (footers or Footers(0)).open(unit.path) as file:
+        with (footers or Footers(0)).open(unit.path, unit.state) as file:
             if unit.group >= file.num_row_groups:
                 raise damaged_unit(unit, f"is not in the file, which has {file.num_row_groups} row groups")
             table = file.read_row_group(unit.group, columns=columns, use_threads=False)

@@ -16,6 +16,7 @@ from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import InputError, StageError, UsageError
 from pipeline.threads import torch_threads
+from students.model import StudentConfig
 from students.recipe import Preset, TrainError
 from students.trainer import TrainResult, train
 from students.views import SampleError
@@ -53,7 +54,9 @@ def train_student(
         raise UsageError("there is nothing to train on: give a RELEASE, --labelled DIR or both")
     if not storage.is_local(output):
         raise UsageError(f"--output {output} must be a folder of this machine; copy it from there afterwards")
-    recipe = config.train if preset is None else replace(config.train, preset=preset)
+    if require_signoff and release is None:
+        raise UsageError("--require-signoff is about a RELEASE; give one, or leave the flag out")
+    recipe = config.train if preset is None else replace(config.train, preset=preset, model=StudentConfig())
     found = None if release is None else one_release(release)
     storage.check_writable(output)
 

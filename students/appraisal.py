@@ -15,7 +15,7 @@ from students.data import Pixels, Size, fit_image, nearest_bucket, resize
 from students.decoding import decode_plane, decode_reduced
 from students.model import Student
 from students.prior import network_input
-from students.views import Encoded, View
+from students.views import Encoded, View, naming
 
 SHOWN = 24
 _SIDE, _COLUMNS = 256, 6
@@ -52,6 +52,17 @@ def predict(student: Student, image: Pixels, sizes: Sequence[Size]) -> NDArray[n
         seen = images.float() / 255 if student.config.in_channels == 3 else network_input(images, empty)
         mask = torch.sigmoid(student(seen).float())[0, 0, :height, :width].cpu().numpy()
     return np.asarray(np.clip(resize(mask, (image.shape[0], image.shape[1])), 0, 1), np.float32)
+
+
+def check(samples: Sequence[Encoded]) -> None:
+    """Decode every image and mask once.
+
+    Raises:
+        SampleError: One is broken, or of another size; the message names the sample.
+    """
+    for sample in samples:
+        _pixels(sample)
+        _planes(sample)
 
 
 def scores(student: Student, samples: Sequence[Encoded], sizes: Sequence[Size]) -> list[Score]:
@@ -107,10 +118,12 @@ def _enlarged(plane: NDArray[Any], factor: float) -> NDArray[Any]:
 
 
 def _pixels(sample: Encoded) -> Pixels:
-    return decode_reduced(sample.image, (sample.height, sample.width), 1.0)[0]
+    with naming(sample):
+        return decode_reduced(sample.image, (sample.height, sample.width), 1.0)[0]
 
 
 def _planes(sample: Encoded) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
     size = (sample.height, sample.width)
-    truth = decode_plane(sample.mask, size)
-    return truth, np.zeros_like(truth) if sample.ignore is None else decode_plane(sample.ignore, size)
+    with naming(sample):
+        truth = decode_plane(sample.mask, size)
+        return truth, np.zeros_like(truth) if sample.ignore is None else decode_plane(sample.ignore, size)

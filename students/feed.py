@@ -106,9 +106,8 @@ class Feed:
         bucket, members = schedule.batch(place)
         slots = self._slots(len(members))
         chosen = [self._labelled[members[slot]] for slot in slots] if labelled else next(self._reading)
-        strong = self._config.strong and not labelled
         views = [
-            self._threads.submit(self._view, sample, self._sizes[bucket], (step, slot), strong=strong)
+            self._threads.submit(self._view, sample, self._sizes[bucket], (step, slot))
             for slot, sample in zip(slots, chosen, strict=True)
         ]
         counted = np.array([self._labelled[i].weight for i in members] if labelled else self._weights[members]) > 0
@@ -130,9 +129,10 @@ class Feed:
         members = self._release.batch(place)[1]
         return members[self._slots(len(members))]
 
-    def _view(self, sample: Encoded, size: Size, key: tuple[int, int], *, strong: bool) -> View:
+    def _view(self, sample: Encoded, size: Size, key: tuple[int, int]) -> View:
         rng = np.random.default_rng([self._seed, *key])
         prior = self._config.prior if self._config.mask_channel else None
+        strong = self._config.strong and not sample.gold
         return draw_view(sample, size, self._config.view, rng, strong=strong, prior=prior)
 
 

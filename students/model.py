@@ -76,7 +76,7 @@ class StudentConfig:
                 raise ValueError(f"student.{name} must be {length} integers in [1, {most}], got {values}")
         if not 0.1 <= self.width <= 8:
             raise ValueError(f"student.width must be in [0.1, 8], got {self.width}")
-        if self.in_channels not in (3, 4):
+        if type(self.in_channels) is not int or self.in_channels not in (3, 4):
             raise ValueError(f"student.in_channels must be 3 (RGB) or 4 (YUV and mask), got {self.in_channels}")
         self._check_words()
 
@@ -121,7 +121,10 @@ def config_from_json(text: str) -> StudentConfig:
     Raises:
         ValueError: If the text is no object with exactly the keys that ``config_to_json`` writes.
     """
-    values = json.loads(text)
+    try:
+        values = json.loads(text)
+    except RecursionError as error:
+        raise ValueError("a student's config must be a flat JSON object") from error
     optional = {"encoder", "padding"}
     own_table = isinstance(values, dict) and values.get("encoder", "table") != "table"
     needed = set(_DEFAULTS) - optional - (set(TABLE) if own_table else set())
@@ -129,7 +132,10 @@ def config_from_json(text: str) -> StudentConfig:
         found = sorted(values) if isinstance(values, dict) else type(values).__name__
         raise ValueError(f"a student's config must have the keys {sorted(needed)}, got {found}")
     arguments: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    return StudentConfig(**arguments)
+    try:
+        return StudentConfig(**arguments)
+    except TypeError as error:
+        raise ValueError(f"a student's config has a value of the wrong type: {error}") from error
 
 
 class Rise(nn.Module):
@@ -288,7 +294,10 @@ def read_metadata(path: Path) -> dict[str, str]:
             text: str = (handle.metadata() or {}).get(METADATA, "{}")
     except SafetensorError as error:
         raise ValueError(f"{path} is not a readable safetensors file: {error}") from error
-    metadata = json.loads(text)
+    try:
+        metadata = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is no student: its metadata {METADATA!r} is no JSON") from error
     if not isinstance(metadata, dict) or metadata.get("format") != FORMAT or "student" not in metadata:
         raise ValueError(
             f"{path} is no student: its metadata {METADATA!r} must state format {FORMAT!r}, got {text[:80]}"

@@ -6,8 +6,9 @@ import math
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, get_args
 
+from students.card import MOST_SIDE
 from students.data import Fit, Size, canonical_sizes
-from students.model import STRIDE, StudentConfig
+from students.model import STRIDE, StudentConfig, outline
 from students.padding import Padding
 from students.presets import PRESETS
 from students.prior import PriorConfig
@@ -115,10 +116,24 @@ class TrainConfig:
         for name, kind in (*words, ("accelerator", Accelerator), ("precision", Precision)):
             if getattr(self, name) not in get_args(kind):
                 raise ValueError(f"train.{name} must be one of {get_args(kind)}, got {getattr(self, name)!r}")
-        canonical_sizes(self.side, self.fit)
+        if self.side > MOST_SIDE:
+            raise ValueError(f"train.side must be <= {MOST_SIDE}, got {self.side}")
+        if self.preset == "custom" and self.padding != "replicate":
+            raise ValueError(
+                f"train.padding is {self.padding}, but a custom network's is train.model.padding; set that"
+            )
         if self.preset != "custom" and self.model != StudentConfig():
             raise ValueError(
                 f"train.model is read with preset = custom alone, and preset is {self.preset}; leave it out"
+            )
+        self._check_sizes()
+
+    def _check_sizes(self) -> None:
+        shortest = min(min(size) for size in self.sizes())
+        if self.network().padding == "reflect" and shortest < outline(self.network()).smallest:
+            rule = f"needs sides >= {outline(self.network()).smallest} to be padded by reflection"
+            raise ValueError(
+                f"train.side {self.side} gives sides of {shortest}, and the network {rule}; raise train.side"
             )
 
     def network(self) -> StudentConfig:

@@ -248,7 +248,7 @@ def open_shards(folder: Path, split: str = "train", *, require_signoff: bool = F
     """
     release, fingerprint = read_listing(folder)
     if require_signoff:
-        check_signed(folder)
+        check_signed(folder, fingerprint=fingerprint)
     found: list[Unit] = []
     tables: list[pa.Table] = []
     for entry in shard_entries(release, split):

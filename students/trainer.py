@@ -82,11 +82,12 @@ class _Plan:
     labelled: tuple[Labelled, ...]
     held_out: frozenset[str]
     digests: Mapping[str, str]
+    threads: int
     output: Path
 
     def identity(self) -> dict[str, Any]:
         """Every value that a continued run must share; files count by content, not by path."""
-        return {**self.config.identity(), "seed": self.seed, **self.digests}
+        return {**self.config.identity(), "seed": self.seed, "threads": self.threads, **self.digests}
 
 
 def train(
@@ -139,7 +140,8 @@ def train(
         "init": _init_sha256(config),
     }
     plan = _Plan(
-        config=config, seed=seed, release=release, labelled=samples, held_out=held, digests=digests, output=output
+        config=config, seed=seed, release=release, labelled=samples, held_out=held, digests=digests,
+        threads=torch.get_num_threads(), output=output,
     )  # fmt: skip
     output.mkdir(parents=True, exist_ok=True)
     try:
@@ -248,6 +250,7 @@ def _train(plan: _Plan, fabric: Any, report: Report) -> None:
     trained = [sample for sample in own if sample.name not in plan.held_out]
     first = fabric.global_rank == 0
     shown = _held_out(plan, own) if first else []
+    appraisal.check(shown)
     run = _Run(plan, fabric, report)
     feed = Feed(
         trained, shards, config, seed=plan.seed, start=run.step,
@@ -307,9 +310,9 @@ def _views(plan: _Plan, trained: Sequence[Encoded], shards: Shards | None) -> tu
     rng = np.random.default_rng([plan.seed])
     prior = config.prior if config.mask_channel else None
     views = []
-    for sample, strong in [(sample, False) for sample in own] + [(sample, config.strong) for sample in given]:
+    for sample in (*own, *given):
         size = nearest_bucket(sample.height, sample.width, config.sizes())
-        views.append(draw_view(sample, size, config.view, rng, strong=strong, prior=prior))
+        views.append(draw_view(sample, size, config.view, rng, strong=config.strong and not sample.gold, prior=prior))
     captions = [f"labelled: {sample.name}" for sample in own] + [f"release: {sample.name}" for sample in given]
     return views, captions
 

@@ -15,7 +15,8 @@ that was decoded at a part of its size, and its mask that was not, still move to
 import dataclasses
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -294,15 +295,22 @@ def _draw_geometry(sample: Encoded, size: Size, config: ViewConfig, rng: np.rand
     return _Geometry(linear=change @ fitted.linear, offset=inside / 2 - change @ inside / 2 + shift)
 
 
+@contextmanager
+def naming(sample: Encoded) -> Iterator[None]:
+    """Makes what cannot be decoded inside a `SampleError` that names the sample."""
+    try:
+        yield
+    except ValueError as error:
+        raise SampleError(f"sample {sample.name!r}: {error}; make its shard or folder anew") from error
+
+
 def _placed(sample: Encoded, size: Size, geometry: _Geometry) -> tuple[View, Bools]:
     """The view in its own light, and (H, W) bool: what lies outside of the image."""
     own = sample.height, sample.width
-    try:
+    with naming(sample):
         image, cover = decode_reduced(sample.image, own, max(geometry.scale))
         mask = decode_plane(sample.mask, own)
         ignored = None if sample.ignore is None else decode_plane(sample.ignore, own)
-    except ValueError as error:
-        raise SampleError(f"sample {sample.name!r}: {error}; make its shard or folder anew") from error
     outside = _outside(own, size, geometry)
     ignore = outside
     if ignored is not None:

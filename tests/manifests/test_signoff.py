@@ -194,7 +194,7 @@ def test_a_malformed_event_is_refused(folder: Path, changes: dict[str, Any], mes
 
 
 def test_unfinished_writes_and_further_fields_do_no_harm(folder: Path) -> None:
-    log = _write(folder, "signoff", conditions="none", verdict="good")
+    log = _write(folder, "signoff", conditions="none", note="good")
     (log / ".event-1.tmp").write_bytes(b"half")
     (log / "1.json").write_bytes(b"no event's name")
     assert check_signed(folder).seq == 0
@@ -205,3 +205,18 @@ def test_a_release_elsewhere_has_its_log_by_the_same_rule(tmp_path: Path) -> Non
     write_release(folder, render_release(_release(0)))
     assert _write(folder, "signoff").parent == tmp_path / "a" / "reviews"
     assert check_signed(folder).seq == 0
+
+
+def test_a_rejection_signs_nothing_and_ends_an_earlier_signoff(folder: Path) -> None:
+    _write(folder, "signoff", verdict="approved")
+    assert signoff_of(folder) is not None
+    _write(folder, "signoff", verdict="rejected")
+    assert signoff_of(folder) is None
+    with pytest.raises(UnsignedError, match="event 1 has the verdict 'rejected'"):
+        check_signed(folder)
+
+
+def test_a_release_that_was_exchanged_is_not_signed(folder: Path) -> None:
+    _write(folder, "signoff")
+    with pytest.raises(UnsignedError, match="exchanged while it was read"):
+        check_signed(folder, fingerprint=64 * "0")

@@ -11,7 +11,7 @@ import pytest
 from manifests.release import Counts, FileEntry, Release, ReleaseError, fingerprint, render_release, sha256_hex
 from manifests.schema import EVIDENCE, SHARD
 from manifests.shard import PIXELS, ShardError, ShardRow, encode_parquet, shard_table
-from manifests.units import Footers, encoded_bytes, read_listing, read_unit, units
+from manifests.units import Footers, encoded_bytes, file_state, read_listing, read_unit, units
 
 FILES = ("shards/train/00000-of-00002.parquet", "shards/train/00001-of-00002.parquet")
 
@@ -244,8 +244,11 @@ def test_a_file_that_changes_after_it_was_opened_is_an_error(folder: Path) -> No
     with pytest.raises(ShardError, match="row group 2: has 2 rows, expected 3"):
         read_unit(dataclasses.replace(found[2], rows=3))
     _write(folder, FILES[0], shard_table([_row(0), _row(1)]))
+    with pytest.raises(ShardError, match="row group 2: the file was exchanged while it was in use"):
+        read_unit(found[2])
+    unseen = dataclasses.replace(found[2], state=file_state(found[2].path))
     with pytest.raises(ShardError, match="row group 2: is not in the file, which has 1 row groups"):
-        read_unit(found[2], footers=footers)
+        read_unit(unseen, footers=footers)
     found[2].path.unlink()
     with pytest.raises(ShardError, match=r"row group 2: .*No such file"):
         read_unit(found[2], footers=footers)

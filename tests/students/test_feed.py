@@ -77,15 +77,15 @@ def test_another_seed_gives_other_batches(labelled: list[Encoded], shards: Shard
 
 
 class Watched(Feed):
-    """A feed that notes the name, step and slot of each view it draws, and whether it is a strong one."""
+    """A feed that notes the step, slot and name of each view it draws, and whether its label is gold."""
 
     def __init__(self, labelled: Sequence[Encoded], shards: Shards | None, config: TrainConfig, **more: int) -> None:
-        self.seen: list[tuple[int, int, str, bool, bool]] = []
+        self.seen: list[tuple[int, int, str, bool]] = []
         super().__init__(labelled, shards, config, **more)
 
-    def _view(self, sample: Encoded, size: tuple[int, int], key: tuple[int, int], *, strong: bool) -> View:
-        self.seen.append((*key, sample.name, sample.gold, strong))
-        return super()._view(sample, size, key, strong=strong)
+    def _view(self, sample: Encoded, size: tuple[int, int], key: tuple[int, int]) -> View:
+        self.seen.append((*key, sample.name, sample.gold))
+        return super()._view(sample, size, key)
 
 
 @pytest.mark.parametrize(("gold", "count"), [(True, LABELLED), (False, RELEASED)])
@@ -95,19 +95,11 @@ def test_a_source_gives_each_sample_once_per_epoch(
     config = replace(CONFIG, steps=60)
     feed = Watched(labelled, shards, config, seed=3)
     batches(feed, config.steps)
-    names = [name for _, _, name, of_gold, _ in sorted(feed.seen) if of_gold == gold]
+    names = [name for _, _, name, of_gold in sorted(feed.seen) if of_gold == gold]
     assert len(names) >= 3 * count
     whole_epochs = [names[start : start + count] for start in range(0, len(names) - count + 1, count)]
     assert all(len(set(epoch)) == count for epoch in whole_epochs)
     assert len({tuple(epoch) for epoch in whole_epochs}) > 1
-
-
-@pytest.mark.parametrize("strong", [True, False])
-def test_pseudo_labels_alone_are_seen_strongly_augmented(labelled: list[Encoded], shards: Shards, strong: bool) -> None:
-    feed = Watched(labelled, shards, replace(CONFIG, strong=strong), seed=3)
-    batches(feed, CONFIG.steps)
-    assert all(was_strong == (strong and not gold) for _, _, _, gold, was_strong in feed.seen)
-    assert {gold for _, _, _, gold, _ in feed.seen} == {True, False}
 
 
 @pytest.mark.parametrize("world", [2, 3, 7])
@@ -175,7 +167,7 @@ def test_a_source_that_has_no_share_is_never_read(
     feed = Watched(labelled, shards, replace(CONFIG, labelled_first=first, labelled_last=first), seed=3)
     batches(feed, 8)
     assert bool(read) == (first == 0)
-    assert {gold for _, _, _, gold, _ in feed.seen} == {first == 1}
+    assert {gold for *_, gold in feed.seen} == {first == 1}
 
 
 def test_one_source_alone_fills_all_steps(labelled: list[Encoded], shards: Shards) -> None:
@@ -237,3 +229,11 @@ def test_nothing_that_a_shard_says_of_a_sample_but_pixels_weight_and_source_reac
         "name", "image", "mask", "ignore", "height", "width", "weight", "gold",
     }  # fmt: skip
     assert set(sample.name) <= set("0123456789abcdef")
+
+
+def test_human_labels_of_a_release_are_augmented_as_the_labelled_are(shards: Shards) -> None:
+    drawn, views = dataclasses.replace(shards, gold=np.ones(len(shards), np.bool_)), ViewConfig(erase=1.0)
+    config = dataclasses.replace(CONFIG, view=views, steps=2)
+    weak = batches(Feed([], shards, dataclasses.replace(config, strong=False), seed=3), 2)
+    assert all(same(a, b) for a, b in zip(batches(Feed([], drawn, config, seed=3), 2), weak, strict=True))
+    assert not any(same(a, b) for a, b in zip(batches(Feed([], shards, config, seed=3), 2), weak, strict=True))

@@ -289,3 +289,17 @@ def test_an_impossible_config_is_refused_by_name(changes: dict[str, object]) -> 
 def test_reserved_metadata_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="reserved"):
         save_student(tmp_path / "x.safetensors", build_student(TINY, 0), TINY, {"format": "other"})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"width": "a"}, {"width": None}, {"channels": 5}, {"in_channels": 3.0}, {"decoder": ["a"] * 4}]
+)
+def test_a_config_of_wrong_types_is_refused_by_name(changes: dict[str, object]) -> None:
+    values = json.loads(config_to_json(StudentConfig())) | changes
+    with pytest.raises(ValueError, match="student"):
+        config_from_json(json.dumps(values))
+
+
+def test_a_config_nested_without_end_is_refused() -> None:
+    with pytest.raises(ValueError, match="flat JSON object"):
+        config_from_json("[" * 100_000)

@@ -48,7 +48,7 @@ def test_an_impossible_value_is_refused_by_name(change: Any) -> None:
 
 
 def test_a_square_must_be_a_size_of_the_network() -> None:
-    with pytest.raises(ValueError, match=r"train\.side must be a multiple of 32 with fit = square, got 100"):
+    with pytest.raises(ValueError, match=r"side must be a multiple of 32 and >= 64 with fit = square, got 100"):
         TrainConfig(fit="square", side=100)
     assert TrainConfig(fit="square", side=96).sizes() == ((96, 96),)
     assert TrainConfig(side=100).sizes() == bucket_sizes(100)
@@ -70,7 +70,7 @@ def test_the_network_is_that_of_the_preset_with_the_channels_asked_for(preset: A
 def test_padding_is_that_of_the_recipe_but_of_a_custom_network() -> None:
     assert TrainConfig(preset="nano", padding="zeros").network().padding == "zeros"
     own = StudentConfig(padding="reflect")
-    assert TrainConfig(preset="custom", model=own, padding="zeros").network().padding == "reflect"
+    assert TrainConfig(preset="custom", model=own).network().padding == "reflect"
 
 
 CHANGED: dict[str, Any] = {
@@ -107,3 +107,19 @@ def test_an_identity_is_flat_and_survives_json() -> None:
 def test_the_devices_are_those_of_the_recipe() -> None:
     on = TrainConfig(accelerator="auto", devices=3, precision="bf16-mixed").on()
     assert (on.accelerator, on.devices, on.precision, on.section) == ("auto", 3, "bf16-mixed", "train")
+
+
+def test_sizes_too_small_to_be_reflected_are_refused_before_the_first_step() -> None:
+    with pytest.raises(ValueError, match=r"train\.side 64 gives sides of .* padded by reflection; raise train\.side"):
+        TrainConfig(preset="nano", padding="reflect", side=64)
+    assert TrainConfig(preset="nano", padding="reflect", side=160).network().padding == "reflect"
+
+
+def test_the_padding_of_a_custom_network_is_its_own() -> None:
+    with pytest.raises(ValueError, match=r"custom network's is train\.model\.padding"):
+        TrainConfig(preset="custom", padding="zeros")
+
+
+def test_a_side_that_no_runtime_takes_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"train\.side must be <= 4096"):
+        TrainConfig(side=8192)

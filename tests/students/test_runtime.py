@@ -1,6 +1,8 @@
 """Shipped students are opened as data: what is broken, foreign or can run code is refused by name."""
 
 import hashlib
+import io
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -92,12 +94,29 @@ def test_an_onnx_model_of_someone_else_is_refused(model: onnx.ModelProto, tmp_pa
         open_network(path)
 
 
-def test_an_onnx_model_with_weights_elsewhere_is_refused(model: onnx.ModelProto, tmp_path: Path) -> None:
+@pytest.mark.parametrize("place", ["initializer", "value", "tensors", "sparse_value", "sparse_tensors"])
+def test_an_onnx_model_with_weights_elsewhere_is_refused(place: str, model: onnx.ModelProto, tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
-    model.graph.initializer[0].data_location = TensorProto.EXTERNAL
-    model.graph.initializer[0].external_data.add(key="location", value="/etc/passwd")
+    outside = TensorProto(name="w", dims=[2], data_type=TensorProto.FLOAT, data_location=TensorProto.EXTERNAL)
+    outside.external_data.add(key="location", value="weights.bin")
+    indices = helper.make_tensor("i", TensorProto.INT64, [2], [0, 1])
+    sparse = onnx.SparseTensorProto(values=outside, indices=indices, dims=[8])
+    attributes = {
+        "value": onnx.AttributeProto(name="value", type=onnx.AttributeProto.TENSOR, t=outside),
+        "tensors": onnx.AttributeProto(name="tensors", type=onnx.AttributeProto.TENSORS, tensors=[outside]),
+        "sparse_value": onnx.AttributeProto(
+            name="sparse_value", type=onnx.AttributeProto.SPARSE_TENSOR, sparse_tensor=sparse
+        ),
+        "sparse_tensors": onnx.AttributeProto(
+            name="sparse_tensors", type=onnx.AttributeProto.SPARSE_TENSORS, sparse_tensors=[sparse]
+        ),
+    }
+    if place == "initializer":
+        model.graph.initializer.append(outside)
+    else:
+        model.graph.node.append(onnx.NodeProto(op_type="Constant", output=["c"], attribute=[attributes[place]]))
     path.write_bytes(model.SerializeToString())
-    with pytest.raises(ValueError, match="keeps weights in another file"):
+    with pytest.raises(ValueError, match=r"a\.onnx: it keeps w in another file \(weights\.bin\), which is refused"):
         open_network(path)
 
 
@@ -124,4 +143,56 @@ def test_a_program_of_executorch_that_is_rubbish_is_refused(data: bytes, tmp_pat
     path = tmp_path / "a.pte"
     path.write_bytes(data)
     with pytest.raises(ValueError, match="not a readable ExecuTorch program"):
+        open_network(path)
+
+
+def archive(card: str, *, encrypted: bool = False, damaged: bool = False) -> bytes:
+    """A ZIP archive with a card, as those of PyTorch have it."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as made:
+        made.writestr("a/extra/card.json", card)
+    data = bytearray(buffer.getvalue())
+    if encrypted:
+        for mark, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+            data[data.index(mark) + flags] |= 1
+    if damaged:
+        data[data.index(b"card.json") + len("card.json")] = 0xFF
+    return bytes(data)
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".ptl"])
+@pytest.mark.parametrize(
+    "data",
+    [
+        archive("[" * 100_000),
+        archive("{}", encrypted=True),
+        archive("{}", damaged=True),
+        archive("[]"),
+        archive("no JSON"),
+        archive("{}"),
+    ],
+    ids=["deep", "encrypted", "damaged", "a list", "no JSON", "no student"],
+)
+def test_an_archive_whose_card_cannot_be_read_is_refused_by_name(suffix: str, data: bytes, tmp_path: Path) -> None:
+    path = tmp_path / f"a{suffix}"
+    path.write_bytes(data)
+    with pytest.raises(ValueError, match=rf"a\{suffix}: its? "):
+        open_network(path, trusted=True)
+
+
+@pytest.mark.parametrize(
+    ("card", "rule"),
+    [
+        (3, r"must take nothing and give one text, got int"),
+        ("[" * 100_000, "must be a JSON object"),
+        ("[]", "must be a JSON object, got list"),
+    ],
+    ids=["a number", "deep", "a list"],
+)
+def test_a_program_of_executorch_whose_card_is_none_is_refused(card: object, rule: str, tmp_path: Path) -> None:
+    exir = pytest.importorskip("executorch.exir")
+    path = tmp_path / "a.pte"
+    plain = torch.export.export(torch.nn.ReLU(), (torch.zeros(1),))
+    path.write_bytes(exir.to_edge({"forward": plain}, constant_methods={"card": card}).to_executorch().buffer)
+    with pytest.raises(ValueError, match=rf"a\.pte: .*{rule}"):
         open_network(path)

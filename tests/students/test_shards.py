@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ from manifests.release import Counts, FileEntry, Release, canonical_json, finger
 from manifests.schema import SHARD
 from manifests.shard import ShardError, ShardRow, aspect_bucket, shard_table
 from manifests.signoff import UnsignedError, review_folder
-from manifests.units import Unit
+from manifests.units import Unit, file_state
 from students.data import bucket_sizes, nearest_bucket
 from students.shards import Shards, open_shards
 from students.views import Encoded
@@ -312,9 +313,22 @@ def test_another_file_is_told_by_its_ids_without_any_hash(tmp_path: Path) -> Non
         open_shards(tmp_path, verify=False)
 
 
-def test_a_file_exchanged_while_training_is_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("rows", [[1, 3], [1, 2]], ids=["other samples", "the same names"])
+def test_a_file_exchanged_while_training_is_an_error(tmp_path: Path, rows: list[int]) -> None:
     shards = open_shards(_publish(tmp_path, [_table([1, 2])]))
-    (tmp_path / "shards/train/00000-of-00001.parquet").write_bytes(_encode(_table([1, 3])))
+    path = tmp_path / "shards/train/00000-of-00001.parquet"
+    path.write_bytes(_encode(_table(rows)))
+    os.utime(path, ns=(1, 1))
+    with pytest.raises(ShardError, match="row group 0: the file was exchanged while it was in use"):
+        list(shards.read([[0]]))
+
+
+def test_a_file_exchanged_in_silence_is_told_by_its_samples(tmp_path: Path) -> None:
+    shards = open_shards(_publish(tmp_path, [_table([1, 2])]))
+    path = tmp_path / "shards/train/00000-of-00001.parquet"
+    path.write_bytes(_encode(_table([1, 3])))
+    units = tuple(dataclasses.replace(unit, state=file_state(path)) for unit in shards.units)
+    shards = dataclasses.replace(shards, units=units)
     with pytest.raises(ShardError, match="row group 0: holds other samples than when it was opened"):
         list(shards.read([[0]]))
 
@@ -325,7 +339,9 @@ def test_a_flipped_bit_is_an_error_when_its_batch_is_read(tmp_path: Path) -> Non
     data = bytearray(path.read_bytes())
     place = data.index(_row(6).image_jpeg)
     data[place + 100] ^= 4
+    state = path.stat()
     path.write_bytes(data)
+    os.utime(path, ns=(state.st_atime_ns, state.st_mtime_ns))  # bits that rot leave no date
     found = shards.read([[0], [6]])
     assert _names(next(found)) == [0]
     with pytest.raises(ShardError, match=r"row group 1: .*checksum.*curate verify"):

@@ -605,7 +605,14 @@ def test_training_leaves_the_global_generator_and_the_threads_alone(release: Pat
 def train_and_keep(release: Path, folder: Path, fabric: Any, report: Report) -> None:
     """What a process of a training does, and each leaves its weights and the number of its rows."""
     plan = _Plan(
-        config=TINY, seed=3, release=release, labelled=(), held_out=frozenset(), digests={}, output=folder / "out"
+        config=TINY,
+        seed=3,
+        release=release,
+        labelled=(),
+        held_out=frozenset(),
+        digests={},
+        threads=1,
+        output=folder / "out",
     )
     run = _Run(plan, fabric, report)
     feed = Feed([], open_shards(release), TINY, seed=3, rank=fabric.global_rank, world=fabric.world_size)
@@ -640,3 +647,26 @@ def test_two_processes_train_as_one_where_batch_normalisation_sees_the_same(tmp_
     apart = sum(float((found[0][key] - found[1][key]).square().sum()) for key in floats)
     assert (apart / sum(float(found[0][key].square().sum()) for key in floats)) ** 0.5 < 1e-3
     assert losses(tmp_path / "out1")[0] == pytest.approx(losses(tmp_path / "out2")[0], rel=1e-5)
+
+
+def test_a_broken_held_out_image_is_named_before_the_first_step(tmp_path: Path) -> None:
+    labelled = write_labelled(tmp_path / "labelled", [draw(seed) for seed in range(4)])
+    for path in (labelled / "images").iterdir():
+        data = path.read_bytes()
+        path.write_bytes(data[: len(data) * 2 // 3])
+    lines: list[str] = []
+    with pytest.raises(SampleError, match="sample '"):
+        train(None, labelled, tmp_path / "out", TINY, seed=0, report=lines.append)
+    assert not lines
+
+
+def test_another_number_of_threads_is_another_training(tmp_path: Path) -> None:
+    release = write_drawn(tmp_path / "release", [draw(0)])
+    train(release, None, tmp_path / "out", SHORT, seed=0, report=print)
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 1)
+        with pytest.raises(TrainError, match=f"threads is {before + 1} and was {before}"):
+            train(release, None, tmp_path / "out", SHORT, seed=0, report=print)
+    finally:
+        torch.set_num_threads(before)
