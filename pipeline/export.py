@@ -4,10 +4,10 @@
 
     <output>/<model>.onnx, .pte, …     what was exported and agrees with the student
     <output>/<model>.onnx.rejected     what was exported and does not agree
-    <output>/export.json               last: digests, sizes, latency, agreement
+    <output>/export.json               last: digests, sizes, latency, agreement, and formats that failed
 
-A file has its name only after it was compared. A format that fails does not keep the others from being written; in the
-end the command fails and names each.
+A file has its name only after it was compared; of the same name with and without ``.rejected`` only the newer stays. A
+format that fails does not keep the others from being written; in the end the command fails and names each.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from pipeline.clip_search import VIDEOS
 from pipeline.clip_video import read_video
 from pipeline.errors import CurateError, InputError, UsageError
 from pipeline.threads import one_thread
-from students.card import OWN, Precision
+from students.card import OWN, Precision, checkpoint_card
 from students.data import bucket_sizes
-from students.export import FORMATS, MissingPackageError
+from students.export import FORMATS
 from students.fuse import fuse
 from students.model import Student, load_student, read_metadata
 from students.parity import LEAST_IOU, Parity, Picture, calibration_images, compare, latency_ms
@@ -42,7 +42,7 @@ from students.runtime import open_network
 from training.files import sha256_file, write_atomically
 
 SYNTHETIC = "synthetic"
-_IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_IMAGES = (".jpg", ".jpeg", ".png", ".webp")
 _LIBRARIES = ("executorch", "numpy", "onnx", "onnxruntime", "torch")
 
 
@@ -112,8 +112,9 @@ def export_student(
 
     Raises:
         UsageError: a format is unknown, or int8 is wanted without frames.
-        InputError: model or frames cannot be used, or a package is not installed.
-        CurateError: an export does not agree with the student; all that was exported is there, see above.
+        InputError: model or frames cannot be used.
+        CurateError: a format cannot be exported, for a package that is not installed or another reason, or does not
+            agree with the student; all that was exported is there, see above.
     """
     config = config or ExportConfig()
     console = console or Console()
@@ -126,12 +127,14 @@ def export_student(
             console.print(f"{name} is no longer developed by its makers; prefer {instead}", style="yellow")
     output.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".export-", dir=output) as work:
-        done = [_export(source, name, seen, config, Path(work), output) for name in formats]
-    _write_record(output, source, frames, seen, done)
+        done, failed = _export_each(source, formats, seen, config, Path(work), output)
+    _write_record(output, source, frames, seen, done, failed)
     what = f"{len(seen)} frames" if frames else f"{len(seen)} {SYNTHETIC} pictures; give --frames for real ones"
     console.print(f"Masks compared with the student's on {what}")
     console.print(_table(done))
-    if faults := [f"{one.format}: {one.fault}; see {output / one.file}" for one in done if one.fault]:
+    faults = [f"{one.format}: {one.fault}; see {output / one.file}" for one in done if one.fault]
+    faults += [f"--format {name}: {fault}" for name, fault in failed.items()]
+    if faults:
         raise CurateError("\n".join(faults))
     return done
 
@@ -162,14 +165,14 @@ def _source(model: Path) -> _Source:
     try:
         values = read_metadata(model)
         student = load_student(model)
-        side = values.get("side", "")
-        if not (side.isascii() and side.isdigit() and 64 <= int(side[:9]) <= 4096):
-            raise ValueError(f"its metadata must state the training side, 64..4096, got {side!r:.40}; train it again")
+        card = checkpoint_card(values)
+        if card.fit != "aspect":
+            raise ValueError("it was trained with fit = square, which is there to compare; train it with fit = aspect")
     except (ValueError, OSError) as error:
         raise InputError(f"--model {model}: {str(error).removeprefix(f'{model}: ')}") from error
     more = {name: value for name, value in values.items() if name not in OWN}
     more |= {"student_sha256": sha256_file(model)}
-    return _Source(path=model, student=student, side=int(side), metadata=more)
+    return _Source(path=model, student=student, side=card.side, metadata=more)
 
 
 def _pictures(frames: Path | None, config: ExportConfig) -> list[Picture]:
@@ -209,6 +212,19 @@ def _synthetic(seed: int) -> Picture:
 # Exporting and comparing ----------------------------------------------------------------------------------------------
 
 
+def _export_each(
+    source: _Source, formats: Sequence[str], seen: Sequence[Picture], config: ExportConfig, work: Path, output: Path
+) -> tuple[list[Exported], dict[str, str]]:
+    """What was exported, and format -> why of those that failed."""
+    done, failed = list[Exported](), dict[str, str]()
+    for name in formats:
+        try:
+            done.append(_export(source, name, seen, config, work, output))
+        except (ValueError, RuntimeError) as error:  # PyTorch's exporters raise RuntimeErrors
+            failed[name] = " ".join(str(error).replace(f"{work}/", "").split()) or type(error).__name__
+    return done, failed
+
+
 def _export(
     source: _Source, name: str, seen: Sequence[Picture], config: ExportConfig, work: Path, output: Path
 ) -> Exported:
@@ -218,18 +234,17 @@ def _export(
     if chosen.precision == "int8":
         calibration = calibration_images(student, seen, side=source.side, in_channels=channels)
     path = work / (source.path.stem + chosen.suffix)
-    try:
-        chosen.export(source.student, path, side=source.side, metadata=source.metadata, calibration=calibration)
-    except MissingPackageError as error:
-        raise InputError(f"--format {name}: {error}") from error
+    chosen.export(source.student, path, side=source.side, metadata=source.metadata, calibration=calibration)
     network = open_network(path, trusted=True)  # written just now, by this process
     parity = compare(student, network, seen, side=source.side, in_channels=channels)
     widest = bucket_sizes(source.side)[-1]
     latency = latency_ms(network, size=widest, in_channels=channels, rounds=config.rounds)
     fault = parity.fault(chosen.precision)
-    final = output / (path.name + (".rejected" if fault else ""))
+    accepted, rejected = output / path.name, output / f"{path.name}.rejected"
+    final, other = (rejected, accepted) if fault else (accepted, rejected)
     size = path.stat().st_size
     path.replace(final)
+    other.unlink(missing_ok=True)  # of an earlier export: it would contradict this one
     return Exported(
         file=final.name,
         format=name,
@@ -243,7 +258,12 @@ def _export(
 
 
 def _write_record(
-    output: Path, source: _Source, frames: Path | None, seen: Sequence[Picture], done: Sequence[Exported]
+    output: Path,
+    source: _Source,
+    frames: Path | None,
+    seen: Sequence[Picture],
+    done: Sequence[Exported],
+    failed: Mapping[str, str],
 ) -> None:
     pixels = hashlib.sha256()
     for picture in seen:
@@ -257,6 +277,7 @@ def _write_record(
         },
         "least_iou": LEAST_IOU,
         "exports": [asdict(one) for one in done],
+        "failed": dict(failed),
         "versions": _versions(),
     }
     write_atomically(output / "export.json", (json.dumps(record, indent=2) + "\n").encode())

@@ -10,7 +10,7 @@ import os
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, BinaryIO, Final
 
 import av
 import cv2
@@ -20,7 +20,7 @@ from av.stream import Disposition
 from pipeline import storage
 from pipeline.clip_formats import Pixels
 from pipeline.errors import StorageError
-from pipeline.video import BrokenError, container_format, native
+from pipeline.video import BrokenError, native, open_container
 from students.data import Size
 
 _MUXERS: Final = {".mp4": "mp4", ".mkv": "matroska"}
@@ -78,10 +78,8 @@ class Sound:
             self.leave(f"left out: {error}")
 
     def _open(self) -> None:
-        name = container_format(self._handle.read(32))
-        self._handle.seek(0)
+        self._container = open_container(self._handle)
         with native("the sound cannot be read"):
-            self._container = av.open(self._handle, format=name, metadata_errors="replace")
             streams = self._container.streams
             pictures = [s for s in streams.video if not s.disposition & Disposition.attached_pic]
             if pictures and pictures[0].sample_aspect_ratio:
@@ -159,30 +157,35 @@ class Film:
         self._heard: Any = None
         self._tick = -1
         self._container: Any = None
-        with writing(output):
-            self._file = path.open("wb")
-            self._start()
+        self._file: BinaryIO | None = None
+        try:
+            with writing(output):
+                self._file = path.open("wb")
+                self._start(self._file)
+        except BaseException:
+            self.drop()
+            raise
 
     @property
     def sound(self) -> str:
         """What became of the sound."""
         return self._sound.state
 
-    def _start(self) -> None:
+    def _start(self, file: BinaryIO) -> None:
         """The header; without sound if the container cannot hold it."""
         try:
-            self._header()
+            self._header(file)
         except (av.FFmpegError, ValueError) as error:
             if isinstance(error, OSError) or self._sound.stream is None:
                 raise
             self._sound.leave(f"left out: {self._output.suffix} cannot hold {self._sound.stream.codec_context.name}")
-            self._file.seek(0)
-            self._file.truncate()
-            self._header()
+            file.seek(0)
+            file.truncate()
+            self._header(file)
 
-    def _header(self) -> None:
+    def _header(self, file: BinaryIO) -> None:
         self._heard = None
-        self._container = av.open(self._file, "w", format=_MUXERS[self._output.suffix.lower()])
+        self._container = av.open(file, "w", format=_MUXERS[self._output.suffix.lower()])
         self._stream = self._container.add_stream("libx264", rate=self._rate, options=dict(_CODING))
         self._stream.height, self._stream.width = self.size
         self._stream.pix_fmt = "yuv420p"
@@ -229,6 +232,7 @@ class Film:
         Raises:
             StorageError: it cannot be written.
         """
+        assert self._file is not None
         try:
             with writing(self._output):
                 self._container.mux(self._stream.encode(None))
@@ -241,8 +245,10 @@ class Film:
 
     def drop(self) -> None:
         """Closes everything, whatever was written."""
-        with contextlib.suppress(OSError, ValueError, av.FFmpegError):
-            self._container.close()
-        with contextlib.suppress(OSError):
-            self._file.close()
+        if self._container is not None:
+            with contextlib.suppress(OSError, ValueError, av.FFmpegError):
+                self._container.close()
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
         self._sound.close()

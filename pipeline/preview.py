@@ -142,7 +142,7 @@ def preview(
             run = _Run(video, temporary, output, segmenter, screen, reader, status)
             stopped = run.all_frames()
             result = run.finish(stopped)
-        temporary.replace(output)
+        _publish(temporary, output)
     return result
 
 
@@ -231,6 +231,19 @@ def _temporary(output: Path) -> Iterator[Path]:
         path.unlink(missing_ok=True)
 
 
+def _publish(temporary: Path, output: Path) -> None:
+    """Gives a whole video its name, unless another has taken it meanwhile."""
+    with writing(output):
+        try:
+            os.link(temporary, output)  # unlike a rename, fails where the name is taken
+        except FileExistsError:
+            _check_output(output)
+            raise
+        except OSError:  # no links there
+            _check_output(output)
+            temporary.replace(output)
+
+
 @contextlib.contextmanager
 def _progress(console: Console | None) -> Iterator[Status | None]:
     if console is None or not console.is_terminal:
@@ -248,6 +261,7 @@ class _Reader:
 
     Attributes:
         first: time of the video's first frame, in seconds of its own clock.
+        promised: number of frames that the container states; 0 where it does not, or the span is not the whole video.
         spent: seconds that the last frame took to be decoded.
         turned: whether rows and columns of the frames were swapped to make them upright.
     """
@@ -257,7 +271,7 @@ class _Reader:
         self._start = start
         self._end = math.inf if seconds is None else start + seconds
         self.rate = video.rate
-        self.promised = video.promised
+        self.promised = video.promised if start == 0 and seconds is None else 0
         self.first = 0.0
         self.spent = 0.0
         self.turned = False

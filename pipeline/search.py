@@ -4,7 +4,8 @@
 
     output/
       search.csv     one row per candidate measured; written after each, so that a killed search goes on
-      search.json    which search this is, and its result: each member of the front with the config that trains it
+      search.json    which search this is, and once it is done its result: each member of the front with the config
+                     that trains it
       search.png     latency and score of all, the front, the budget
       trainings/     short trainings for the scores; may be deleted
 
@@ -23,7 +24,7 @@ import math
 import platform
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -118,8 +119,8 @@ def search(
         pool = draw(space, shapes, seed)
         with tempfile.TemporaryDirectory(prefix="curate-search-") as folder:
             found = measure or _measured(space, aspect, seed, Path(folder))
-            _measure_trials(ledger, pool, latency_ms, trials, found, report)
-        _check_reached(ledger, latency_ms)
+            _measure_trials(ledger, space, pool, latency_ms, trials, found, report)
+        _check_reached(ledger, pool, latency_ms)
         if data is not None:
             _score(ledger, data, latency_ms, steps, seed, report)
         return _finish(ledger, latency_ms, space, steps, scored=data is not None)
@@ -143,7 +144,7 @@ def _identity(space: Space, aspect: float, seed: int, data: ScoringSet | None) -
     libraries = {"onnxruntime": onnxruntime.__version__, "torch": torch.__version__}
     reference = config_to_json(_reference(space).config)
     own = {"version": VERSION, "aspect": aspect, "seed": seed, "data": data and data.digest, "reference": reference}
-    return {**own, **machine, **libraries}
+    return {**own, "space": asdict(space), **machine, **libraries}
 
 
 def _processor() -> str:
@@ -182,11 +183,21 @@ def _measured(space: Space, aspect: float, seed: int, folder: Path) -> Measure:
 
 
 def _measure_trials(
-    ledger: Ledger, pool: Sequence[Candidate], budget: float, trials: int, measure: Measure, report: Report
+    ledger: Ledger,
+    space: Space,
+    pool: Sequence[Candidate],
+    budget: float,
+    trials: int,
+    measure: Measure,
+    report: Report,
 ) -> None:
     """Measure some of all sizes, then what a fit to all measured so far promises, until there are enough."""
+    if len(ledger.trials) >= trials:
+        report(
+            f"{len(ledger.trials)} candidates were measured before; raise --trials to measure more for {budget:g} ms"
+        )
     while len(ledger.trials) < trials:
-        batch = _next_batch(ledger, pool, budget, min(_BATCH, trials - len(ledger.trials)))
+        batch = _next_batch(ledger, space, pool, budget, min(_BATCH, trials - len(ledger.trials)))
         if not batch:
             report(f"nothing else of {len(pool)} candidates is predicted to fit {budget:g} ms")
             return
@@ -201,9 +212,11 @@ def _measure_trials(
         report(f"measured {len(ledger.trials)}/{trials}: {took} ms")
 
 
-def _next_batch(ledger: Ledger, pool: Sequence[Candidate], budget: float, count: int) -> Sequence[Candidate]:
+def _next_batch(
+    ledger: Ledger, space: Space, pool: Sequence[Candidate], budget: float, count: int
+) -> Sequence[Candidate]:
     left = [candidate for candidate in pool if candidate.key not in ledger.trials]
-    first = [candidate for candidate in _probes(pool) if candidate.key not in ledger.trials]
+    first = [candidate for candidate in _probes(space, pool) if candidate.key not in ledger.trials]
     if first:
         return first[:count]
     if not left:
@@ -217,23 +230,24 @@ def _next_batch(ledger: Ledger, pool: Sequence[Candidate], budget: float, count:
     return chosen
 
 
-def _probes(pool: Sequence[Candidate]) -> list[Candidate]:
+def _probes(space: Space, pool: Sequence[Candidate]) -> list[Candidate]:
     """The tables at the reference's side, and the lightest and the heaviest of all: what a first fit stands on."""
-    side = min({candidate.side for candidate in pool}, key=lambda side: (abs(side - REFERENCE_SIDE), side))
-    plain = dict.fromkeys(c.config for c in pool[: 2 * len({candidate.side for candidate in pool})])
-    tables = [Candidate(config=config, side=side) for config in plain]
+    side = _reference(space).side
+    tables = [Candidate(config=config, side=side) for config in space.plain()]
     by_work = sorted(pool, key=lambda candidate: (work(candidate).macs, candidate.key))
     return list(dict.fromkeys((*tables, by_work[0], by_work[-1])))
 
 
-def _check_reached(ledger: Ledger, budget: float) -> None:
+def _check_reached(ledger: Ledger, pool: Sequence[Candidate], budget: float) -> None:
     if ledger.fitting(budget):
         return
     fastest = min(ledger.trials.values(), key=ledger.latency)
+    more = any(candidate.key not in ledger.trials for candidate in pool)
+    remedy = "raise --trials or the budget" if more else "raise the budget"
     what = f"width {fastest.candidate.config.width:g} at side {fastest.candidate.side}"
     raise CurateError(
         f"--latency-ms {budget:g} is met by none of {len(ledger.trials)} candidates; the fastest, {what} "
-        f"({work(fastest.candidate).macs / 1e6:.1f} MMAC), took {ledger.latency(fastest):.2f} ms; raise the budget"
+        f"({work(fastest.candidate).macs / 1e6:.1f} MMAC), took {ledger.latency(fastest):.2f} ms; {remedy}"
     )
 
 

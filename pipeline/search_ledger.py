@@ -88,13 +88,18 @@ _COLUMNS = (
 
 
 class Ledger:
-    """What was measured, in the order it was, as it stands in ``search.csv``."""
+    """What was measured, in the order it was, as it stands in ``search.csv``; a result that was there is removed.
+
+    Raises:
+        InputError: the folder holds another search, or files that are damaged.
+    """
 
     def __init__(self, folder: Path, identity: Mapping[str, Any]) -> None:
         self.folder = folder
         self.identity = json.loads(canonical_json(dict(identity)))
         self.trials: dict[str, Trial] = {}
         self._restore()
+        self._forget_result()
 
     @property
     def reference_ms(self) -> float:
@@ -112,7 +117,6 @@ class Ledger:
     def _restore(self) -> None:
         path = self.folder / "search.json"
         if not path.exists():
-            self.save_json({})
             return
         try:
             found = json.loads(path.read_bytes())["search"]
@@ -128,6 +132,13 @@ class Ledger:
                 self._add(_trial(row))
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{self.folder / 'search.csv'} is damaged ({error}); delete the folder") from error
+
+    def _forget_result(self) -> None:
+        """Until this search is done, nothing may be taken for its result, such as that for another budget."""
+        self.save_json({})
+        if self.trials:
+            self.save_csv(())
+        (self.folder / "search.png").unlink(missing_ok=True)
 
     def _add(self, trial: Trial) -> None:
         self.trials[trial.candidate.key] = trial

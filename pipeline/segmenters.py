@@ -70,9 +70,9 @@ def open_segmenter(path: Path, config: Config, clips: ClipConfig | None = None) 
     """The segmenter of a path; this process runs in one thread from here on, so that bits depend on no machine.
 
     Args:
-        path: a student (``.safetensors``, or as exported: ``.onnx``, ``.pte``, ``.pt2``, ``.ptl``), a file of weights
-            of a teacher, any other ``.onnx`` model, or a folder of masks: ``<clip>/<frame>.png`` (0 and 255, or 8-bit
-            probabilities) or a video ``<clip>.mp4`` of its luma.
+        path: a student (``.safetensors``, or as exported: ``.onnx``, ``.pte``), a file of weights of a teacher, any
+            other ``.onnx`` model, or a folder of masks: ``<clip>/<frame>.png`` (0 and 255, or 8-bit probabilities) or a
+            video ``<clip>.mp4`` of its luma. A student as ``.pt2`` or ``.ptl`` is refused: loading it can run code.
         config: `config.teacher` says how teachers and ONNX models are run.
         clips: limits of predicted masks.
 

@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, Final
 
 import av
 import numpy as np
+from av.container import InputContainer
 from av.stream import Disposition
 from av.video.reformatter import Interpolation, VideoReformatter
 from numpy.typing import NDArray
@@ -64,6 +65,21 @@ def container_format(head: bytes) -> str | None:
     return None
 
 
+def open_container(handle: BinaryIO, options: dict[str, str] | None = None) -> InputContainer:
+    """The container of a file, opened by the demuxer that its content names; close it, and the handle.
+
+    Raises:
+        BrokenError: no such container.
+    """
+    handle.seek(0)
+    name = container_format(handle.read(32))
+    handle.seek(0)
+    if name is None:
+        raise BrokenError("UnsupportedFormat", "must be MP4, MOV, Matroska, WebM or AVI by content")
+    with native("the container cannot be opened"):
+        return av.open(handle, mode="r", format=name, options=options, metadata_errors="replace")
+
+
 class Video:
     """An open container with its first video stream; close it.
 
@@ -85,12 +101,8 @@ class Video:
         self._bytes = handle.seek(0, io.SEEK_END)
         self._small, self._reduced, self._full = VideoReformatter(), VideoReformatter(), VideoReformatter()
         self.decoded = 0
-        handle.seek(0)
-        name = container_format(handle.read(32))
-        handle.seek(0)
         limit = {"max_pixels": str(limits.pixels)}  # binds also frames that grow later
-        with native("the container cannot be opened"):
-            self._container = av.open(handle, mode="r", format=name, options=limit, metadata_errors="replace")
+        self._container = open_container(handle, limit)
         try:
             self._stream = self._chosen()
             with native("the decoder cannot be opened"):

@@ -13,6 +13,7 @@
 Beside these stands what the caller adds, such as the digest of the student's file and what it says of its training.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -67,6 +68,32 @@ def card_values(card: Card, metadata: Mapping[str, str]) -> dict[str, str]:
         "student": config_to_json(card.config),
     }
     return dict(sorted({**metadata, **own}.items()))
+
+
+def stored_values(text: str | bytes) -> dict[str, str]:
+    """Names and values of the JSON that a file holds, unchecked; see ``read_card``.
+
+    Raises:
+        ValueError: If it is no JSON object.
+    """
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"its card must be a JSON object, it is no JSON: {error!s:.200}") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"its card must be a JSON object, got {type(values).__name__}")
+    return {str(key): str(value) for key, value in values.items()}
+
+
+def checkpoint_card(values: Mapping[str, str]) -> Card:
+    """The card of a checkpoint's metadata, which leaves channels and padding to its shape; it is float32.
+
+    Raises:
+        ValueError: See ``read_card``.
+    """
+    config = config_from_json(values.get("student", ""))
+    own = {"in_channels": str(config.in_channels), "padding": config.padding, "precision": "float32"}
+    return read_card({**values, **own})
 
 
 def read_card(values: Mapping[str, str]) -> Card:

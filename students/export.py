@@ -10,7 +10,7 @@
 | ``ptl`` | ``.ptl`` | PyTorch Lite, no longer developed | any multiples of 32 |
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -56,32 +56,23 @@ class Format:
     legacy: str = ""
 
 
-def _onnx(
-    student: Student, path: Path, *, side: int, metadata: Mapping[str, str], calibration: Sequence[Tensor]
-) -> None:
-    assert not calibration
-    export_onnx(student, path, side=side, metadata=metadata)
+def _float32(write: Callable[..., None]) -> Exporter:
+    """The exporter of a format that is not calibrated."""
 
+    def export(
+        student: Student, path: Path, *, side: int, metadata: Mapping[str, str], calibration: Sequence[Tensor]
+    ) -> None:
+        assert not calibration
+        write(student, path, side=side, metadata=metadata)
 
-def _pt2(
-    student: Student, path: Path, *, side: int, metadata: Mapping[str, str], calibration: Sequence[Tensor]
-) -> None:
-    assert not calibration
-    export_pt2(student, path, side=side, metadata=metadata)
-
-
-def _lite(
-    student: Student, path: Path, *, side: int, metadata: Mapping[str, str], calibration: Sequence[Tensor]
-) -> None:
-    assert not calibration
-    export_lite(student, path, side=side, metadata=metadata)
+    return export
 
 
 FORMATS = {
-    "onnx": Format(suffix=".onnx", precision="float32", export=_onnx),
+    "onnx": Format(suffix=".onnx", precision="float32", export=_float32(export_onnx)),
     "onnx-int8": Format(suffix=".int8.onnx", precision="int8", export=export_onnx_int8),
     "executorch": Format(suffix=".pte", precision="float32", export=export_executorch),
     "executorch-int8": Format(suffix=".int8.pte", precision="int8", export=export_executorch),
-    "pt2": Format(suffix=".pt2", precision="float32", export=_pt2),
-    "ptl": Format(suffix=".ptl", precision="float32", export=_lite, legacy="executorch"),
+    "pt2": Format(suffix=".pt2", precision="float32", export=_float32(export_pt2)),
+    "ptl": Format(suffix=".ptl", precision="float32", export=_float32(export_lite), legacy="executorch"),
 }

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from students.card import Card, card_values
+from students.card import Card, card_values, stored_values
 from students.data import Size, bucket_sizes
 from students.edge_pad import with_edge_pads
 from students.export_onnx import quiet, traced
@@ -143,13 +143,16 @@ class Program:
     def _card(self) -> dict[str, str]:
         if CARD not in self._program.method_names:
             raise ValueError(f"it must have a method {CARD!r}, as exported students have; got another program")
-        meta = self._program.metadata(CARD)
-        if meta.num_inputs() or meta.num_outputs() != 1:
-            raise ValueError(f"its method {CARD!r} must take nothing and give one text")
-        values = json.loads(self._program.load_method(CARD).execute([])[0])
-        if not isinstance(values, dict):
-            raise ValueError(f"its card must be a JSON object, got {type(values).__name__}")
-        return {str(key): str(value) for key, value in values.items()}
+        try:
+            meta = self._program.metadata(CARD)
+            takes, gives = meta.num_inputs(), meta.num_outputs()
+            found = self._program.load_method(CARD).execute([]) if (takes, gives) == (0, 1) else None
+        except Exception as error:  # the runtime raises many kinds, all of its own
+            raise ValueError(f"ExecuTorch fails in {CARD}: {error!s:.200}") from error
+        if found is None or not isinstance(found[0], str):
+            got = f"{takes} in, {gives} out" if found is None else type(found[0]).__name__
+            raise ValueError(f"its method {CARD!r} must take nothing and give one text, got {got}")
+        return stored_values(found[0])
 
     def run(self, images: Tensor) -> Tensor:
         """Logits of (1, C, H, W) float32.

@@ -18,6 +18,7 @@ from torch.export import Dim, ExportedProgram
 
 from students.card import Card, card_values
 from students.fuse import fuse
+from students.hoist import hoist_padding
 from students.model import STRIDE, Student
 from training.files import write_atomically
 
@@ -48,9 +49,11 @@ def export_onnx(student: Student, path: Path, *, side: int, metadata: Mapping[st
 
 def onnx_model(student: Student, values: Mapping[str, str]) -> onnx.ModelProto:
     """The ONNX model of a student that states ``values``."""
+    fused = fuse(student)
+    hoist_padding(fused)
     with quiet():
         program = torch.onnx.export(
-            traced(fuse(student), student),
+            traced(fused, student),
             dynamo=True,
             verbose=False,
             external_data=False,
@@ -61,6 +64,7 @@ def onnx_model(student: Student, values: Mapping[str, str]) -> onnx.ModelProto:
     assert program is not None
     model = program.model_proto
     _without_notes(model)
+    _plain_resize(model)
     for name, value in values.items():
         model.metadata_props.add(key=name, value=value)
     return model
@@ -92,6 +96,14 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.disable(before)
+
+
+def _plain_resize(model: onnx.ModelProto) -> None:
+    """State the last resize's coordinates as ONNX Runtime runs them fast for one channel; the same above one pixel."""
+    last = [node for node in model.graph.node if node.op_type == "Resize"][-1]
+    for attribute in last.attribute:
+        if attribute.name == "coordinate_transformation_mode":
+            attribute.s = b"pytorch_half_pixel"
 
 
 def _without_notes(model: onnx.ModelProto) -> None:

@@ -9,7 +9,10 @@ without either: both files are ZIP archives.
 
 import io
 import json
+import lzma
+import struct
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from students.card import Card, card_values
+from students.card import Card, card_values, stored_values
 from students.export_onnx import quiet, traced
 from students.fuse import fuse
 from students.model import Student
@@ -25,6 +28,8 @@ from training.files import write_atomically
 
 CARD = "card.json"
 _MOST_CARD = 1 << 20
+# What ``zipfile`` raises of damaged, encrypted or foreign archives.
+_UNREADABLE = (zipfile.BadZipFile, zlib.error, lzma.LZMAError, struct.error, RuntimeError, EOFError)
 
 
 def export_pt2(student: Student, path: Path, *, side: int, metadata: Mapping[str, str]) -> None:
@@ -76,12 +81,10 @@ def read_torch_card(data: bytes) -> dict[str, str]:
             places = [info for info in archive.infolist() if info.filename.endswith(f"/extra/{CARD}")]
             if len(places) != 1 or places[0].file_size > _MOST_CARD:
                 raise ValueError(f"it must hold one {CARD}, as exported students do; got another program")
-            values = json.loads(archive.read(places[0]))
-    except (zipfile.BadZipFile, NotImplementedError, EOFError) as error:
-        raise ValueError(f"it is not a readable archive of PyTorch: {error}") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"its card must be a JSON object, got {type(values).__name__}")
-    return {str(key): str(value) for key, value in values.items()}
+            text = archive.read(places[0])
+    except _UNREADABLE as error:
+        raise ValueError(f"it is not a readable archive of PyTorch: {error!s:.200}") from error
+    return stored_values(text)
 
 
 def load_pt2(data: bytes) -> Callable[[Tensor], Tensor]:

@@ -18,20 +18,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
-import onnx
 import onnxruntime  # type: ignore[import-untyped]
 import torch
-from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from torch import Tensor
 
-from students.card import Card, read_card
+from students.card import Card, checkpoint_card, read_card
 from students.data import Fit
 from students.export_executorch import Program
 from students.export_onnx import INPUT
 from students.export_torch import load_lite, load_pt2, read_torch_card
 from students.fuse import fuse
-from students.model import STRIDE, config_from_json, load_student, read_metadata
+from students.model import STRIDE, load_student, read_metadata
 from training.files import sha256_file
+from training.onnx_files import elsewhere, read_onnx
 
 
 class Network(Protocol):
@@ -138,21 +137,14 @@ def _torch_threads(count: int) -> Iterator[None]:
 
 
 def _open_safetensors(path: Path, threads: int) -> Opened:
-    values = read_metadata(path)
+    card = checkpoint_card(read_metadata(path))
     model = fuse(load_student(path)).requires_grad_(False)
-    card = read_card({**values, **_of_shape(values["student"]), "precision": "float32"})
 
     def run(images: Tensor) -> Tensor:
         with torch.inference_mode(), _torch_threads(threads):
             return torch.as_tensor(model(images))
 
     return card, run, "student"
-
-
-def _of_shape(student: str) -> dict[str, str]:
-    """What a checkpoint leaves to its shape."""
-    config = config_from_json(student)
-    return {"in_channels": str(config.in_channels), "padding": config.padding}
 
 
 # ── ONNX ──────────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -182,13 +174,9 @@ def _open_onnx(path: Path, threads: int) -> Opened:
 
 def _check_onnx(data: bytes) -> None:
     """Refuse what names files or operators outside of itself; an export has neither, nor graphs in graphs."""
-    try:
-        model = onnx.load_model_from_string(data)
-    except DecodeError as error:
-        raise ValueError(f"it is not a readable ONNX file: {_first(error)}") from error
-    tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute if a.HasField("t"))]
-    if any(tensor.external_data or tensor.data_location == tensor.EXTERNAL for tensor in tensors):
-        raise ValueError("it keeps weights in another file, which is refused; export the student again")
+    model, parts = read_onnx(data)
+    if found := elsewhere(parts):
+        raise ValueError(f"it keeps {found}, which is refused; export the student again")
     nested = any(a.HasField("g") or a.graphs for node in model.graph.node for a in node.attribute)
     foreign = {node.domain for node in model.graph.node} - {"", "ai.onnx"}
     if nested or foreign or model.functions or model.graph.sparse_initializer:

@@ -10,7 +10,7 @@ ONNX's own. What the settings declare is checked against the model by one run wh
 
 import hashlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -20,13 +20,13 @@ import numpy as np
 import onnx
 import onnxruntime  # type: ignore[import-untyped]
 import torch
-from google.protobuf.message import DecodeError, Message  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 from scipy.special import expit, softmax
 
 from teachers.backbone import MAX_SIDE
 from teachers.checkpoint import MAX_BYTES, CheckpointError
 from teachers.teacher import Soft, TeacherError
+from training.onnx_files import elsewhere, read_onnx
 
 Output = Literal["probability", "logit", "probabilities", "logits"]
 Layout = Literal["NCHW", "NHWC"]
@@ -217,20 +217,15 @@ def _read(path: Path) -> bytes:
 def _check_model(path: Path, data: bytes) -> None:
     """Refuse what is no ONNX model, and one that names files, operators or code outside of itself."""
     try:
-        model = onnx.load_model_from_string(data)
-        if not model.graph.node or not model.opset_import:
-            raise ValueError("it holds no network")
-        parts = list(_parts(model))
-    except (DecodeError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: not a readable ONNX file: {_first(error)}") from error
+        model, parts = read_onnx(data)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if not model.graph.node or not model.opset_import:
+        raise CheckpointError(f"{path}: not a readable ONNX file: it holds no network")
+    if found := elsewhere(parts):
+        raise CheckpointError(f"{path}: keeps {found}, which is refused: save the model with its weights inside")
     functions = {(f.domain, f.name) for f in model.functions}
     for part in parts:
-        if isinstance(part, onnx.TensorProto) and (part.external_data or part.data_location == part.EXTERNAL):
-            places = [str(entry.value) for entry in part.external_data if entry.key == "location"]
-            raise CheckpointError(
-                f"{path}: keeps {part.name or 'a tensor'} in another file ({', '.join(places) or 'unnamed'}), which is "
-                "refused: save the model with its weights inside"
-            )
         if isinstance(part, onnx.NodeProto) and not _known(part, functions):
             raise CheckpointError(
                 f"{path}: needs the operator {part.domain}::{part.op_type}, which is not ONNX's own: export the model "
@@ -240,26 +235,6 @@ def _check_model(path: Path, data: bytes) -> None:
 
 def _known(node: onnx.NodeProto, functions: set[tuple[str, str]]) -> bool:
     return node.domain in _STANDARD or (node.domain, node.op_type) in functions
-
-
-def _parts(model: Message) -> Iterator[Message]:
-    """Every message inside a model: graphs in graphs, tensors in attributes, and so on.
-
-    Raises:
-        ValueError: A name is no text (not UTF-8).
-    """
-    waiting = [model]
-    while waiting:
-        part = waiting.pop()
-        yield part
-        if isinstance(part, onnx.TensorProto):
-            continue  # holds numbers, and would copy them
-        for field, value in part.ListFields():
-            values = [value] if isinstance(value, str | bytes | int | float | Message) else value
-            if field.message_type is not None:
-                waiting.extend(values)
-            elif field.type == field.TYPE_STRING and any(isinstance(v, bytes) for v in values):
-                raise ValueError(f"its {field.name} is no text")
 
 
 def _options() -> Any:

@@ -1,8 +1,10 @@
 """``curate export``: what it writes agrees with the student; what does not agree has another name."""
 
+import contextlib
 import hashlib
 import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -135,8 +137,72 @@ def test_a_format_whose_package_is_missing_says_what_to_install(
 
     chosen = type(FORMATS["executorch"])(suffix=".pte", precision="float32", export=absent)
     monkeypatch.setattr(module, "FORMATS", module.FORMATS | {"executorch": chosen})
-    with pytest.raises(InputError, match=r"--format executorch: .*pip install 'curate\[executorch\]'"):
+    with pytest.raises(CurateError, match=r"--format executorch: .*pip install 'curate\[executorch\]'"):
         export_student(_model(tmp_path), tmp_path / "out", ["executorch"], None, FEW, console=_console())
+
+
+def _refusing(*_: object, **__: object) -> None:
+    raise ValueError("a layer cannot\nbe written")
+
+
+def _failing(*_: object, **__: object) -> None:
+    raise RuntimeError("an operator is unknown")
+
+
+def _rubbish(student: object, path: Path, **_: object) -> None:  # noqa: ARG001 (an exporter's)
+    path.write_bytes(b"rubbish")
+
+
+def test_formats_that_fail_are_named_in_the_end_and_do_not_keep_the_others_from_being_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = {"onnx": _refusing, "executorch": _failing, "pt2": _rubbish}
+    made = {name: replace(FORMATS[name], export=export) for name, export in wrong.items()}
+    monkeypatch.setattr(module, "FORMATS", module.FORMATS | made)
+    console = _console()
+    with pytest.raises(CurateError) as caught:
+        export_student(_model(tmp_path), tmp_path / "out", [*wrong, "ptl"], None, FEW, console=console)
+    lines = str(caught.value).splitlines()
+    assert [line.split(": ")[0] for line in lines] == [f"--format {name}" for name in wrong]
+    assert lines[:2] == ["--format onnx: a layer cannot be written", "--format executorch: an operator is unknown"]
+    assert lines[2].startswith("--format pt2: tiny.pt2: ")
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["export.json", "tiny.ptl"]
+    record = json.loads((tmp_path / "out/export.json").read_text())
+    assert [row["file"] for row in record["exports"]] == ["tiny.ptl"]
+    assert list(record["failed"]) == list(wrong)
+    assert "tiny.ptl" in console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_of_an_accepted_and_a_rejected_file_of_one_name_the_newer_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = _model(tmp_path)
+
+    def names(least: float) -> list[str]:
+        monkeypatch.setitem(parity.LEAST_IOU, "float32", least)
+        with contextlib.suppress(CurateError):
+            export_student(model, tmp_path / "out", ["ptl"], None, FEW, console=_console())
+        return sorted(p.name for p in (tmp_path / "out").iterdir())
+
+    assert names(0.5) == ["export.json", "tiny.ptl"]
+    assert names(1.5) == ["export.json", "tiny.ptl.rejected"]
+    assert names(0.5) == ["export.json", "tiny.ptl"]
+
+
+def test_a_checkpoint_without_a_side_is_refused(tmp_path: Path) -> None:
+    student = tiny()
+    save_student(tmp_path / "a.safetensors", student, student.config, {"side": "63"})
+    with pytest.raises(
+        InputError, match=r"--model .*a\.safetensors: its metadata must state the side, 64\.\.4096, got"
+    ):
+        export_student(tmp_path / "a.safetensors", tmp_path / "out", ["ptl"], None, FEW, console=_console())
+
+
+def test_pictures_of_a_kind_that_cannot_be_read_are_not_counted_as_images(tmp_path: Path) -> None:
+    (tmp_path / "frames").mkdir()
+    cv2.imwrite(str(tmp_path / "frames/a.bmp"), pictures(1)[0].pixels)
+    with pytest.raises(InputError, match=r"must hold at least 1 image \(\.jpg, \.jpeg, \.png, \.webp\), got 0"):
+        export_student(_model(tmp_path), tmp_path / "out", ["ptl"], tmp_path / "frames", FEW, console=_console())
 
 
 def test_frames_of_a_video_feed_masks_back(data: Path, tmp_path: Path) -> None:

@@ -1,7 +1,9 @@
 """Laws of rendered videos: frames keep their times, the person stays, and a name stands for a whole video only."""
 
+import errno
 import functools
 import io
+import os
 import resource
 from collections.abc import Callable, Iterator
 from fractions import Fraction
@@ -15,7 +17,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from pipeline.errors import InputError, StorageError, UsageError
-from pipeline.film import Film
+from pipeline.film import Film, Sound
 from pipeline.preview import PARTS, PreviewResult, describe, preview
 from tests.pipeline.clip_sets import film, png, put
 from tests.pipeline.media import texture, video
@@ -214,6 +216,15 @@ def test_sound_that_the_container_cannot_hold_is_left_out_and_said(red: Path, tm
     assert heard(tmp_path / "o.mp4") == []
 
 
+def test_a_playlist_has_no_sound_of_other_files(tmp_path: Path) -> None:
+    with_sound(tmp_path / "sound.mp4")
+    source = put(tmp_path / "list.mp4", b"ffconcat version 1.0\nfile sound.mp4\n")
+    sound = Sound(source, 0.0)
+    sound.close()
+    assert sound.stream is None
+    assert sound.state.startswith("left out: must be MP4")
+
+
 # What goes wrong ------------------------------------------------------------------------------------------------------
 
 
@@ -230,7 +241,7 @@ def test_a_video_that_breaks_is_shown_until_there(red: Path, tmp_path: Path) -> 
 Render = Callable[..., PreviewResult]
 WRONG: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "no video": ({"video": "missing.mp4"}, InputError, r"missing.mp4 cannot be read: No such file"),
-    "a text": ({"video": "text.mp4"}, InputError, r"text.mp4: Corrupt: the container cannot be opened"),
+    "a text": ({"video": "text.mp4"}, InputError, r"text.mp4: UnsupportedFormat: must be MP4, MOV"),
     "sound alone": ({"video": "audio.mp4"}, InputError, r"audio.mp4: NoVideoStream"),
     "no model": ({"model": "missing.onnx"}, InputError, r"--model .*missing.onnx must be a checkpoint"),
     "no such model": ({"model": "text.mp4"}, InputError, r"--model .*text.mp4"),
@@ -316,7 +327,56 @@ def test_progress_is_shown_on_a_terminal_alone(green_video: Path, red: Path, tmp
     said = io.StringIO()
     preview(green_video, red, tmp_path / "a.mp4", console=Console(file=said, force_terminal=True))
     assert "preview" in said.getvalue()
+    assert " of 6 frames" in said.getvalue()
     quiet = io.StringIO()
     preview(green_video, red, tmp_path / "b.mp4", console=Console(file=quiet))
     assert quiet.getvalue() == ""
     assert (tmp_path / "a.mp4").read_bytes() == (tmp_path / "b.mp4").read_bytes()
+
+
+def test_progress_within_a_part_of_a_video_promises_no_number_of_frames(
+    green_video: Path, red: Path, tmp_path: Path
+) -> None:
+    said = io.StringIO()
+    preview(green_video, red, tmp_path / "a.mp4", seconds=0.1, console=Console(file=said, force_terminal=True))
+    assert " frames, " in said.getvalue()
+    assert " of " not in said.getvalue()
+
+
+@pytest.mark.parametrize("links", [True, False], ids=["links", "no links"])
+def test_an_output_that_appeared_meanwhile_is_not_overwritten(
+    links: bool, green_video: Path, red: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    close = Film.close
+
+    @functools.wraps(close)
+    def taken(self: Film) -> None:
+        put(tmp_path / "o.mp4", b"another's")
+        close(self)
+
+    def refused(*_: object) -> None:
+        raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+
+    if not links:
+        monkeypatch.setattr(os, "link", refused)
+    preview(green_video, red, tmp_path / "free.mp4")
+    monkeypatch.setattr(Film, "close", taken)
+    with pytest.raises(InputError, match=r"--output .*o.mp4 exists"):
+        preview(green_video, red, tmp_path / "o.mp4")
+    assert (tmp_path / "o.mp4").read_bytes() == b"another's"
+    assert left(tmp_path) == {"o.mp4", "free.mp4"}
+
+
+@pytest.mark.parametrize(("name", "side"), [("none/a.mp4", 64), ("a.mp4", 1 << 17)], ids=["no folder", "no codec"])
+def test_a_film_that_cannot_begin_leaves_nothing_open(name: str, side: int, tmp_path: Path) -> None:
+    source, path = with_sound(tmp_path / "sound.mp4"), tmp_path / name
+    sound = Sound(source, 0.0)
+    with pytest.raises(StorageError, match=r"--output .*cannot be written") as caught:
+        Film(path, path, (64, side), rate=Fraction(25), sound=sound, turned=False)
+    assert [file for file in _opened_files() if file.is_relative_to(tmp_path)] == []
+    assert caught.value.__traceback__ is not None  # else the file would be closed by going out of scope
+
+
+def _opened_files() -> set[Path]:
+    places = list(Path("/proc/self/fd").iterdir())
+    return {place.readlink() for place in places if place.is_symlink()}

@@ -16,6 +16,7 @@ from pipeline.search import SearchResult, search, show
 from pipeline.search_data import read_scoring_set
 from students.model import StudentConfig
 from students.search import Candidate, Space, work
+from tests.students.releases import draw, write_drawn
 
 TINY = StudentConfig(channels=(8, 8, 8, 8, 8, 8), depths=(1, 1, 1, 1, 1), decoder=(8, 8, 8, 8))
 SPACE = Space(tables=(TINY,), widths=(1.0, 1.5, 2.0), deeper=(0, 1), kernels=(0,), decoders=(1.0,), sides=(64, 96, 128))
@@ -126,9 +127,26 @@ def test_a_machine_that_is_slower_for_a_while_does_not_bend_the_order(tmp_path: 
 
 def test_a_budget_that_nothing_meets_names_the_fastest_and_its_time(tmp_path: Path) -> None:
     clock = Clock()
-    with pytest.raises(CurateError, match=r"met by none of \d+ candidates; the fastest, .* at side 64 .* raise the"):
+    with pytest.raises(CurateError, match=r"met by none of \d+ candidates; the fastest, .* at side 64 .* raise --tri"):
         run(tmp_path, 0.01, clock=clock)
     assert len(clock.measured) >= 4
+    with pytest.raises(CurateError, match=r"of 18 candidates; .*; raise the budget$"):
+        run(tmp_path, 0.01, clock=clock, trials=99)
+
+
+def test_where_earlier_searches_measured_as_many_it_is_said_how_to_measure_more(tmp_path: Path) -> None:
+    said: list[str] = []
+    run(tmp_path, 12.0, trials=6)
+    run(tmp_path, 3.0, trials=6, report=said.append)
+    assert said == ["6 candidates were measured before; raise --trials to measure more for 3 ms"]
+
+
+def test_every_table_of_a_space_is_measured_first(tmp_path: Path) -> None:
+    tables = tuple(replace(TINY, decoder=(8, 8, 8, width)) for width in (8, 12, 16))
+    clock = Clock()
+    search(1e6, tmp_path, space=replace(SPACE, tables=tables), trials=5, shapes=4, measure=clock)
+    wanted = [Candidate(config=replace(table, in_channels=4), side=128).key for table in tables]
+    assert clock.measured[:3] == wanted
 
 
 @pytest.mark.parametrize(
@@ -159,6 +177,20 @@ def test_the_folder_of_another_search_is_refused(tmp_path: Path) -> None:
     run(tmp_path, seed=0)
     with pytest.raises(InputError, match=r"belongs to another search \(seed differ\)"):
         run(tmp_path, seed=1)
+    before = (tmp_path / "search.json").read_bytes()
+    with pytest.raises(InputError, match=r"belongs to another search \(space differ\)"):
+        search(12.0, tmp_path, space=replace(SPACE, widths=(1.0, 2.0)), trials=12, shapes=4, measure=Clock())
+    assert (tmp_path / "search.json").read_bytes() == before
+
+
+def test_while_a_search_runs_no_earlier_result_stands_there(tmp_path: Path) -> None:
+    run(tmp_path, 12.0)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path, 1000.0, trials=16, clock=Clock(kill_after=0))
+    assert set(json.loads((tmp_path / "search.json").read_text())) == {"search"}
+    assert not (tmp_path / "search.png").exists()
+    with (tmp_path / "search.csv").open() as file:
+        assert {row["on_front"] for row in csv.DictReader(file)} == {""}
 
 
 @pytest.mark.parametrize("name", ["search.csv", "search.json"])
@@ -197,6 +229,23 @@ def test_with_labels_the_score_is_what_short_trainings_reach(tmp_path: Path, lab
     assert again.rows == result.rows
     whole = run(tmp_path / "whole", 4.0, labelled=labelled, trials=6, steps=4)
     assert [row.score for row in whole.rows] == [row.score for row in result.rows]
+
+
+def test_a_release_is_scored_on_its_val_split_after_training_on_its_train_split(tmp_path: Path) -> None:
+    trained, held_out = ([draw(seed) for seed in seeds] for seeds in (range(12), range(20, 24)))
+    trained[3] = replace(trained[3], weight=0.0)
+    folder = write_drawn(tmp_path / "release", trained, held_out)
+    data = read_scoring_set(None, folder, 0)
+    assert [example.image.shape for example in data.held_out] == [one.image.shape for one in held_out]
+    for example, one in zip(data.held_out, held_out, strict=True):
+        assert np.array_equal(example.target, one.mask)
+    assert len(data.trained) == 11
+    result = run(tmp_path / "out", 4.0, release=folder, trials=4, steps=4)
+    assert result.scored_by == "held-out IoU"
+    assert all(0 <= (row.score or 0) <= 1 and row.steps == 4 for row in result.front)
+    write_drawn(tmp_path / "other", trained, held_out[::-1])
+    with pytest.raises(InputError, match=r"another search \(data differ\)"):
+        run(tmp_path / "out", 4.0, release=tmp_path / "other", trials=4, steps=4)
 
 
 def test_candidates_are_measured_as_they_are_shipped(tmp_path: Path) -> None:

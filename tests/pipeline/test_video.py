@@ -20,6 +20,7 @@ from pipeline.frames import (
     content_sha256,
     sniff,
 )
+from pipeline.video import BrokenError, Video
 from tests.pipeline.media import EVERY, faults, moving, scanned, texture, video
 
 
@@ -138,3 +139,12 @@ def test_any_damage_to_a_video_becomes_faults(draw: st.DataObject) -> None:
 @functools.cache
 def _sample(container: str) -> bytes:
     return video(moving(6), container=container, codec="mpeg4" if container == "avi" else "libx264")
+
+
+@pytest.mark.parametrize("text", ["ffconcat version 1.0\nfile other.mp4\n", "no video at all", ""])
+def test_what_is_no_container_is_refused_and_names_no_other_file_to_be_opened(tmp_path: Path, text: str) -> None:
+    (tmp_path / "other.mp4").write_bytes(video(moving(3)))
+    (tmp_path / "list.mp4").write_text(text)
+    with (tmp_path / "list.mp4").open("rb") as handle, pytest.raises(BrokenError, match="must be MP4") as caught:
+        Video(handle, ImageLimits(), 10)
+    assert caught.value.error == "UnsupportedFormat"
