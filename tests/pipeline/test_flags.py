@@ -77,21 +77,33 @@ def test_run_is_the_default_command() -> None:
 
 def test_every_command_can_be_given() -> None:
     given_commands = [RUN, ["demo", "--output", "o"], ["evaluate", "--output", "o"]]
-    given_commands += [["teach", "--labelled", "l", "--output", "o"], ["verify", "r"]]
+    given_commands += [["export", "m", "--output", "o"], ["preview", "v", "--model", "m", "--output", "o.mp4"]]
+    given_commands += [["search", "--latency-ms", "5", "--output", "o"], ["teach", "--labelled", "l", "--output", "o"]]
+    given_commands += [["train", "r", "--output", "o"], ["verify", "r"]]
     assert [parse(argv).command for argv in given_commands] == [name for name in COMMANDS if name != "teacher"]
     below = [["evaluate", "--teacher", "t", "--labelled", "l", "--output", "o"], ["fetch", "n"], ["convert", "a", "b"]]
     found = {parse(["teacher", *argv]).command for argv in below}
     assert found == {f"teacher {name}" for name in TEACHER_COMMANDS}
 
 
+@pytest.mark.parametrize(("text", "value"), [("16:9", 16 / 9), ("1:1", 1.0), ("9:16", 9 / 16)])
+def test_an_aspect_is_width_to_height(text: str, value: float) -> None:
+    assert parse(["search", "--latency-ms", "5", "--output", "o", "--aspect", text]).aspect == value
+
+
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
+        (["search", "--output", "o", "--latency-ms", "0"], "must be a number of milliseconds > 0, got '0'"),
+        (["search", "--output", "o", "--latency-ms", "5", "--aspect", "16/9"], "must be width:height as 16:9"),
+        (["preview", "v", "--model", "m", "--output", "o", "--start", "nan"], "must be a number of seconds >= 0"),
+        (["export", "m", "--output", "o", "--format", "onxn"], "invalid choice: 'onxn'; did you mean 'onnx'?"),
+        (["train", "--preset", "tiny"], "invalid choice: 'tiny'; known are base, large, nano, small"),
         ([], "nothing to do; try 'curate demo --output demo'"),
         (["--", "--project=p"], "nothing to do"),
         (["rnu"], "unknown command 'rnu'; did you mean 'run'?"),
         (["verfy", "x"], "unknown command 'verfy'; did you mean 'verify'?"),
-        (["qqq"], "unknown command 'qqq'; known are demo, evaluate, run, teach, teacher, verify"),
+        (["qqq"], "unknown command 'qqq'; known are demo, evaluate, export, preview, run, search, teach, teacher, train, verify"),
         ([*RUN, "--target-sise", "3"], "unknown argument '--target-sise'; did you mean '--target-size'?"),
         (["run", "--target=3"], "unknown argument '--target'; did you mean '--target-size'?"),
         (["--inputs", "x"], "unknown argument '--inputs'; did you mean '--input'?"),
