@@ -21,6 +21,8 @@ from students.padding import conv
 
 Encoder = Literal["table", "fbnetv3_b", "fbnetv3_d", "fbnetv3_g"]
 STAGES = 5
+DEEP = ("stages.3", "stages.4")
+"""The stages at strides 16 and 32, with nine tenths of the weights: those that exports with integers quantise."""
 
 # Where a stage of timm's network stands in the student's.
 PLACES = {

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from students.card import Card, card_values, stored_values
 from students.data import Size, bucket_sizes
 from students.edge_pad import with_edge_pads
+from students.encoder import DEEP
 from students.export_onnx import quiet, traced
 from students.model import Student
 from training.files import write_atomically
@@ -101,7 +102,8 @@ def _quantised(model: nn.Module, student: Student, calibration: Sequence[Tensor]
     xnnpack = needed("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
     pt2e = needed("torchao.quantization.pt2e.quantize_pt2e")
     quantizer = xnnpack.XNNPACKQuantizer()
-    quantizer.set_global(xnnpack.get_symmetric_quantization_config(is_per_channel=True))
+    for stage in DEEP:  # see export_onnx_int8
+        quantizer.set_module_name(stage, xnnpack.get_symmetric_quantization_config(is_per_channel=True))
     prepared = pt2e.prepare_pt2e(traced(model, student).module(), quantizer)
     with torch.no_grad():
         for images in calibration:

@@ -1,6 +1,8 @@
 """A student as ONNX with 8-bit integers: smaller by a factor of about three, on most computers not faster.
 
-Static quantisation (QDQ): weights per channel, activations per tensor, with the ranges of the calibration images.
+Static quantisation (QDQ): weights per channel, activations per tensor, with the ranges of the calibration images. Only
+the convolutions at strides 16 and 32 are quantised: nine tenths of the weights are there, and what 256 levels lose at
+higher resolutions moves the outline.
 """
 
 import tempfile
@@ -13,6 +15,7 @@ from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantTy
 from torch import Tensor
 
 from students.card import Card, card_values
+from students.encoder import DEEP
 from students.export_onnx import INPUT, onnx_model, quiet
 from students.model import Student
 from training.files import write_atomically
@@ -45,6 +48,8 @@ def export_onnx_int8(
             _Images(INPUT[student.config.in_channels], calibration),
             quant_format=QuantFormat.QDQ,
             per_channel=True,
+            op_types_to_quantize=["Conv"],
+            nodes_to_exclude=_fine(plain),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
@@ -53,6 +58,12 @@ def export_onnx_int8(
     for name, value in values.items():
         model.metadata_props.add(key=name, value=value)
     write_atomically(path, model.SerializeToString(deterministic=True))
+
+
+def _fine(plain: Path) -> list[str]:
+    """The names of the convolutions that stay as they are."""
+    convolutions = [node for node in onnx.load(plain).graph.node if node.op_type == "Conv"]
+    return [node.name for node in convolutions if not node.input[1].startswith(tuple(f"{deep}." for deep in DEEP))]
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]

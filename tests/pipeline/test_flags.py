@@ -103,7 +103,10 @@ def test_an_aspect_is_width_to_height(text: str, value: float) -> None:
         (["--", "--project=p"], "nothing to do"),
         (["rnu"], "unknown command 'rnu'; did you mean 'run'?"),
         (["verfy", "x"], "unknown command 'verfy'; did you mean 'verify'?"),
-        (["qqq"], "unknown command 'qqq'; known are demo, evaluate, export, preview, run, search, teach, teacher, train, verify"),
+        (
+            ["qqq"],
+            "unknown command 'qqq'; known are demo, evaluate, export, preview, run, search, teach, teacher, train, verify",
+        ),
         ([*RUN, "--target-sise", "3"], "unknown argument '--target-sise'; did you mean '--target-size'?"),
         (["run", "--target=3"], "unknown argument '--target'; did you mean '--target-size'?"),
         (["--inputs", "x"], "unknown argument '--inputs'; did you mean '--input'?"),
