@@ -105,7 +105,7 @@ def test_an_aspect_is_width_to_height(text: str, value: float) -> None:
         (["verfy", "x"], "unknown command 'verfy'; did you mean 'verify'?"),
         (
             ["qqq"],
-            "unknown command 'qqq'; known are demo, evaluate, export, preview, run, search, teach, teacher, train, verify",
+            f"unknown command 'qqq'; known are {', '.join(sorted(COMMANDS))}",
         ),
         ([*RUN, "--target-sise", "3"], "unknown argument '--target-sise'; did you mean '--target-size'?"),
         (["run", "--target=3"], "unknown argument '--target'; did you mean '--target-size'?"),
