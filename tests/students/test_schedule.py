@@ -1,6 +1,8 @@
 import itertools
+import json
 import resource
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,3 +147,19 @@ def test_what_is_out_of_range_is_refused(changes: dict[str, object], message: st
         schedule.batch(-1)
     with pytest.raises(ValueError, match=message):
         Schedule(**{**good, **changes})  # type: ignore[arg-type]
+
+
+def test_what_detectron2_keeps_back_or_never_shows_is_shown_once_per_epoch(goldens: Path) -> None:
+    """The reference's grouping keeps what does not fill a batch: 10 of 157 images are not in its first two epochs."""
+    golden = json.loads((goldens / "student" / "detectron2_aspect.json").read_text())["grouping"]
+    items, batch = golden["items"], golden["batch_size"]
+    buckets = np.array([0 if item["width"] > item["height"] else 1 for item in items])
+    schedule = Schedule(units=np.array([len(items)]), buckets=buckets, batch=batch, seed=0)
+    theirs = [[buckets[i] for i in members] for members in golden["epoch1"]]
+    assert all(len(set(members)) == 1 for members in theirs)
+    assert sum(map(len, golden["epoch1"])) < len(items)
+    for epoch in range(2):
+        batches = [schedule.batch(epoch * schedule.steps + place) for place in range(schedule.steps)]
+        assert sorted(i for _, members in batches for i in members.tolist()) == list(range(len(items)))
+        assert all((buckets[members] == bucket).all() for bucket, members in batches)
+        assert sum(len(members) == batch for _, members in batches) >= len(golden["epoch1"])
