@@ -79,6 +79,7 @@ class Exported:
         latency_ms: Median CPU milliseconds of one image at the widest bucket, one thread.
         parity: How its masks differ from the student's.
         fault: Why it was rejected; None if it was not.
+        quantised: Parts of the network that are int8; none of float32.
     """
 
     file: str
@@ -89,6 +90,7 @@ class Exported:
     latency_ms: float
     parity: Parity
     fault: str | None
+    quantised: tuple[str, ...] = ()
 
 
 def export_student(
@@ -234,9 +236,14 @@ def _export(
     if chosen.precision == "int8":
         calibration = calibration_images(student, seen, side=source.side, in_channels=channels)
     path = work / (source.path.stem + chosen.suffix)
-    chosen.export(source.student, path, side=source.side, metadata=source.metadata, calibration=calibration)
-    network = open_network(path, trusted=True)  # written just now, by this process
-    parity = compare(student, network, seen, side=source.side, in_channels=channels)
+    for stages in chosen.attempts:
+        chosen.export(
+            source.student, path, side=source.side, metadata=source.metadata, calibration=calibration, stages=stages
+        )
+        network = open_network(path, trusted=True)  # written just now, by this process
+        parity = compare(student, network, seen, side=source.side, in_channels=channels)
+        if not parity.fault(chosen.precision):
+            break
     widest = bucket_sizes(source.side)[-1]
     latency = latency_ms(network, size=widest, in_channels=channels, rounds=config.rounds)
     fault = parity.fault(chosen.precision)
@@ -254,6 +261,7 @@ def _export(
         latency_ms=latency,
         parity=parity,
         fault=fault,
+        quantised=stages,
     )
 
 

@@ -18,6 +18,7 @@ from typing import Protocol
 from torch import Tensor
 
 from students.card import Precision
+from students.encoder import DEEP
 from students.export_executorch import MissingPackageError, export_executorch
 from students.export_onnx import export_onnx
 from students.export_onnx_int8 import export_onnx_int8
@@ -34,9 +35,16 @@ class Exporter(Protocol):
     """Writes a student to a file."""
 
     def __call__(
-        self, student: Student, path: Path, *, side: int, metadata: Mapping[str, str], calibration: Sequence[Tensor]
+        self,
+        student: Student,
+        path: Path,
+        *,
+        side: int,
+        metadata: Mapping[str, str],
+        calibration: Sequence[Tensor],
+        stages: Sequence[str],
     ) -> None:
-        """Write it; ``calibration`` is empty for float32."""
+        """Write it; ``calibration`` and ``stages``, what is quantised, are empty for float32."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,12 +55,14 @@ class Format:
         suffix: Of the file.
         precision: Of weights and arithmetic; int8 needs calibration images.
         export: Writes the file.
+        attempts: What is quantised, from the smallest file on; the first that agrees with the student is kept.
         legacy: What to use instead, if it is no longer developed.
     """
 
     suffix: str
     precision: Precision
     export: Exporter
+    attempts: tuple[tuple[str, ...], ...] = ((),)
     legacy: str = ""
 
 
@@ -60,19 +70,28 @@ def _float32(write: Callable[..., None]) -> Exporter:
     """The exporter of a format that is not calibrated."""
 
     def export(
-        student: Student, path: Path, *, side: int, metadata: Mapping[str, str], calibration: Sequence[Tensor]
+        student: Student,
+        path: Path,
+        *,
+        side: int,
+        metadata: Mapping[str, str],
+        calibration: Sequence[Tensor],
+        stages: Sequence[str],
     ) -> None:
         assert not calibration
+        assert not stages
         write(student, path, side=side, metadata=metadata)
 
     return export
 
 
+_INT8 = (DEEP, DEEP[1:])
+
 FORMATS = {
     "onnx": Format(suffix=".onnx", precision="float32", export=_float32(export_onnx)),
-    "onnx-int8": Format(suffix=".int8.onnx", precision="int8", export=export_onnx_int8),
-    "executorch": Format(suffix=".pte", precision="float32", export=export_executorch),
-    "executorch-int8": Format(suffix=".int8.pte", precision="int8", export=export_executorch),
+    "onnx-int8": Format(suffix=".int8.onnx", precision="int8", export=export_onnx_int8, attempts=_INT8),
+    "executorch": Format(suffix=".pte", precision="float32", export=_float32(export_executorch)),
+    "executorch-int8": Format(suffix=".int8.pte", precision="int8", export=export_executorch, attempts=_INT8),
     "pt2": Format(suffix=".pt2", precision="float32", export=_float32(export_pt2)),
     "ptl": Format(suffix=".ptl", precision="float32", export=_float32(export_lite), legacy="executorch"),
 }

@@ -44,6 +44,7 @@ def export_executorch(
     side: int,
     metadata: Mapping[str, str],
     calibration: Sequence[Tensor] = (),
+    stages: Sequence[str] = DEEP,
     sizes: Sequence[Size] | None = None,
 ) -> None:
     """Write a student as an ExecuTorch program, atomically.
@@ -56,6 +57,7 @@ def export_executorch(
         side: At which it was trained.
         metadata: More to be stated in the file.
         calibration: Images (1, C, H, W); with them the program is int8, without float32.
+        stages: Parts of the network that are quantised.
         sizes: Of the methods, (H, W); the five buckets of the side by default.
 
     Raises:
@@ -69,7 +71,7 @@ def export_executorch(
     with quiet():
         model: nn.Module = with_edge_pads(student).requires_grad_(False)
         if calibration:
-            model = _quantised(model, student, calibration)
+            model = _quantised(model, student, calibration, stages)
         programs = {method_name(size): _program(model, student, size) for size in sizes or bucket_sizes(side)}
         lowered = exir.to_edge_transform_and_lower(
             programs,
@@ -97,12 +99,12 @@ def _program(model: nn.Module, student: Student, size: Size) -> Any:
     return torch.export.export(model, (torch.zeros(1, student.config.in_channels, *size),))
 
 
-def _quantised(model: nn.Module, student: Student, calibration: Sequence[Tensor]) -> nn.Module:
+def _quantised(model: nn.Module, student: Student, calibration: Sequence[Tensor], stages: Sequence[str]) -> nn.Module:
     """A network of simulated int8, one set of ranges for all sizes (PT2E static quantisation)."""
     xnnpack = needed("executorch.backends.xnnpack.quantizer.xnnpack_quantizer")
     pt2e = needed("torchao.quantization.pt2e.quantize_pt2e")
     quantizer = xnnpack.XNNPACKQuantizer()
-    for stage in DEEP:  # see export_onnx_int8
+    for stage in stages:  # see export_onnx_int8
         quantizer.set_module_name(stage, xnnpack.get_symmetric_quantization_config(is_per_channel=True))
     prepared = pt2e.prepare_pt2e(traced(model, student).module(), quantizer)
     with torch.no_grad():

@@ -22,7 +22,13 @@ from training.files import write_atomically
 
 
 def export_onnx_int8(
-    student: Student, path: Path, *, side: int, metadata: Mapping[str, str], calibration: Sequence[Tensor]
+    student: Student,
+    path: Path,
+    *,
+    side: int,
+    metadata: Mapping[str, str],
+    calibration: Sequence[Tensor],
+    stages: Sequence[str] = DEEP,
 ) -> None:
     """Write a student as ONNX of 8-bit integers, atomically; inputs and outputs as those of ``export_onnx``.
 
@@ -32,6 +38,7 @@ def export_onnx_int8(
         side: At which it was trained.
         metadata: More to be stated in the file.
         calibration: Images (1, C, H, W) float32 as the student will see them, at least one.
+        stages: Parts of the network whose convolutions are quantised.
 
     Raises:
         ValueError: If there is no calibration image, ``side`` is no side, or the metadata uses a name of the card.
@@ -49,7 +56,7 @@ def export_onnx_int8(
             quant_format=QuantFormat.QDQ,
             per_channel=True,
             op_types_to_quantize=["Conv"],
-            nodes_to_exclude=_fine(plain),
+            nodes_to_exclude=_fine(plain, stages),
             activation_type=QuantType.QUInt8,
             weight_type=QuantType.QInt8,
         )
@@ -60,10 +67,10 @@ def export_onnx_int8(
     write_atomically(path, model.SerializeToString(deterministic=True))
 
 
-def _fine(plain: Path) -> list[str]:
+def _fine(plain: Path, stages: Sequence[str]) -> list[str]:
     """The names of the convolutions that stay as they are."""
     convolutions = [node for node in onnx.load(plain).graph.node if node.op_type == "Conv"]
-    return [node.name for node in convolutions if not node.input[1].startswith(tuple(f"{deep}." for deep in DEEP))]
+    return [node.name for node in convolutions if not node.input[1].startswith(tuple(f"{stage}." for stage in stages))]
 
 
 class _Images(CalibrationDataReader):  # type: ignore[misc]

@@ -82,10 +82,10 @@ def test_without_frames_the_pictures_are_said_to_be_synthetic(tmp_path: Path) ->
 def test_an_export_that_disagrees_is_kept_as_rejected_and_fails_with_frame_and_value(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def spoilt(student, path, *, side, metadata, calibration):  # type: ignore[no-untyped-def]
+    def spoilt(student, path, *, side, metadata, calibration, stages):  # type: ignore[no-untyped-def]
         with torch.no_grad():
             student.head.bias += 0.5
-            FORMATS["ptl"].export(student, path, side=side, metadata=metadata, calibration=calibration)
+            FORMATS["ptl"].export(student, path, side=side, metadata=metadata, calibration=calibration, stages=stages)
             student.head.bias -= 0.5
 
     broken = module.FORMATS | {"pt2": type(FORMATS["pt2"])(suffix=".pt2.ptl", precision="float32", export=spoilt)}
@@ -216,3 +216,28 @@ def test_frames_of_a_video_feed_masks_back(data: Path, tmp_path: Path) -> None:
 def test_a_config_below_one_is_refused(name: str) -> None:
     with pytest.raises(ValueError, match=f"export.{name} must be >= 1, got 0"):
         ExportConfig(**{name: 0})
+
+
+def test_int8_takes_fewer_stages_where_more_of_them_move_the_masks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[tuple[str, ...]] = []
+
+    def careful(student, path, *, side, metadata, calibration, stages):  # type: ignore[no-untyped-def]
+        assert calibration
+        tried.append(tuple(stages))
+        with torch.no_grad():
+            spoil = 0.5 * (len(stages) > 1)
+            student.head.bias += spoil
+            FORMATS["ptl"].export(student, path, side=side, metadata=metadata, calibration=(), stages=())
+            student.head.bias -= spoil
+
+    attempts = FORMATS["onnx-int8"].attempts
+    mine = type(FORMATS["ptl"])(suffix=".x.ptl", precision="int8", export=careful, attempts=attempts)
+    monkeypatch.setattr(module, "FORMATS", {"x": mine})
+    (found,) = export_student(
+        _model(tmp_path), tmp_path / "out", ["x"], _frames(tmp_path / "frames"), FEW, console=_console()
+    )
+    assert tried == [("stages.3", "stages.4"), ("stages.4",)]
+    assert found.quantised == ("stages.4",)
+    assert found.fault is None
