@@ -1,5 +1,6 @@
 """Laws of rendered videos: frames keep their times, the person stays, and a name stands for a whole video only."""
 
+import contextlib
 import errno
 import functools
 import io
@@ -302,23 +303,26 @@ def test_until_it_is_whole_a_video_has_no_name_and_one_that_was_stopped_leaves_n
     assert left(tmp_path) == set()
 
 
-@pytest.fixture
-def room() -> Iterator[Callable[[int], None]]:
-    """Limits how large a file may grow."""
+@contextlib.contextmanager
+def room(size: int) -> Iterator[None]:
+    """Limits how large a file may grow; no longer than that, for the test's own log may be a file."""
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    yield lambda size: resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.9, 0.999])
 def test_a_disk_that_runs_full_is_told_and_leaves_nothing(
-    share: float, green_video: Path, red: Path, tmp_path: Path, room: Callable[[int], None]
+    share: float, green_video: Path, red: Path, tmp_path: Path
 ) -> None:
     preview(green_video, red, tmp_path / "whole.mp4")
     size = (tmp_path / "whole.mp4").stat().st_size
     (tmp_path / "whole.mp4").unlink()
-    room(int(size * share))
-    with pytest.raises(StorageError, match=r"--output .*o.mp4 cannot be written: File too large .* free there"):
+    full = pytest.raises(StorageError, match=r"--output .*o.mp4 cannot be written: File too large .* free there")
+    with full, room(int(size * share)):
         preview(green_video, red, tmp_path / "o.mp4")
     assert left(tmp_path) == set()
 
