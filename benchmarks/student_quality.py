@@ -98,9 +98,9 @@ def one_fold(
 def compare(first: Sequence[ImageScore], second: Sequence[ImageScore], words: str) -> None:
     """Prints the mean difference in IoU per photograph."""
     pairs = [(a.iou, b.iou) for a, b in zip(first, second, strict=True) if a.iou is not None and b.iou is not None]
-    found = estimate(np.array([a - b for a, b in pairs]))
-    low, high = found.low or float("nan"), found.high or float("nan")
-    print(f"\nIoU, {words}: {found.mean or 0:+.4f} [{low:+.4f}, {high:+.4f}] over {len(pairs)} photographs")
+    found = estimate(np.array([(1 + a - b) / 2 for a, b in pairs]))  # it is for scores in [0, 1]
+    mean, low, high = (float("nan") if v is None else 2 * v - 1 for v in (found.mean, found.low, found.high))
+    print(f"\nIoU, {words}: {mean:+.4f} [{low:+.4f}, {high:+.4f}] over {len(pairs)} photographs")
 
 
 def main() -> None:
