@@ -1,4 +1,7 @@
-"""Textbook intervals and tests, shown beside the resampled ones: they take every video for a person of its own."""
+"""Textbook intervals and tests.
+
+Beside the resampled ones they take every video for a person of its own; the judge's counts have no people.
+"""
 
 from __future__ import annotations
 
@@ -20,6 +23,23 @@ def t_interval(mean: float, error: float, freedom: float, level: float) -> tuple
     """The interval mean ± t · error, at confidence `level`."""
     half = t_quantile(0.5 + level / 2, freedom) * error
     return mean - half, mean + half
+
+
+def wilson_interval(part: int, whole: int, level: float) -> tuple[float, float]:
+    """The interval of a share `part / whole` at confidence `level` (Wilson 1927); (0, 1) where the whole is 0."""
+    if not whole:
+        return 0.0, 1.0
+    z = float(special.ndtri(0.5 + level / 2))
+    share = part / whole
+    middle, spread = share + z**2 / (2 * whole), z * math.sqrt(share * (1 - share) / whole + z**2 / (4 * whole**2))
+    low, high = ((middle + side * spread) / (1 + z**2 / whole) for side in (-1, 1))
+    return max(0.0, min(low, share)), min(1.0, max(high, share))
+
+
+def beta_interval(a: float, b: float, level: float) -> tuple[float, float]:
+    """The central interval of the Beta distribution with parameters a, b > 0 that has probability `level`."""
+    low, high = (float(special.betaincinv(a, b, 0.5 + side * level / 2)) for side in (-1, 1))
+    return low, high
 
 
 def welch_p(a: Floats, b: Floats) -> float | None:

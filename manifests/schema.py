@@ -10,9 +10,11 @@ from collections.abc import Sequence
 import pyarrow as pa
 
 MAJOR = 1
-MINOR = 1
+MINOR = 2
 SCHEMA_VERSION = f"{MAJOR}.{MINOR}"
 SCHEMA_NAMES = ("manifest", "shard", "attribute_evidence", "embedding")
+SINCE = {"persons": 1, "teacher_mask": 2}
+"""The minor version that brought a column, where it was not 0: tables of lower versions lack it."""
 
 DECISIONS = ("keep", "drop", "hold")
 VERDICTS = ("keep", "drop", "hold", "correct", "weight", "none")
@@ -163,6 +165,7 @@ SHARD = pa.schema(
         pa.field("image", IMAGE),
         pa.field("mask", IMAGE),
         pa.field("ignore", IMAGE),
+        pa.field("teacher_mask", IMAGE),  # what the teacher had said, where `mask` says something else
         _required("width", pa.int32()),
         _required("height", pa.int32()),
         _required("aspect_bucket", _TEXT),
@@ -238,15 +241,26 @@ def check_version(version: str, name: str) -> None:
 def check_columns(schema: pa.Schema, expected: pa.Schema) -> None:
     """Check that every field of `expected` is in `schema` with its type; columns beyond those are welcome.
 
+    A table of a lower minor version may lack the columns that came later.
+
     Raises:
         SchemaError: names the first missing or differing column.
     """
+    minor = _minor(schema)
     for field in expected:
         index = schema.get_field_index(field.name)
+        if field.name not in schema.names and SINCE.get(field.name, 0) > minor:
+            continue
         if index < 0:
             raise SchemaError(f"column {field.name!r} is missing, or there twice")
         if not schema.field(index).equals(field):
             raise SchemaError(f"column {field.name!r} must be {_shown(field)}, got {_shown(schema.field(index))}")
+
+
+def _minor(schema: pa.Schema) -> int:
+    """The minor version that a schema states; this one's where it states none."""
+    parts = (schema.metadata or {}).get(b"curate.schema_version", SCHEMA_VERSION.encode()).decode().split(".")
+    return int(parts[1])
 
 
 def _shown(field: pa.Field) -> str:

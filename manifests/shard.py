@@ -22,7 +22,7 @@ from manifests.schema import IMAGE, LABEL_SOURCES, SHARD, SchemaError, check_sch
 ROW_GROUP_ROWS = 64
 """Rows of a shard's row group: about 5 MB, one unit of reading (measured fastest per CPU second)."""
 
-PIXELS = ("image", "mask", "ignore")
+PIXELS = ("image", "mask", "ignore", "teacher_mask")
 """Columns of a shard that are compressed already."""
 
 ASPECTS = {"9:16": 9 / 16, "3:4": 3 / 4, "1:1": 1.0, "4:3": 4 / 3, "16:9": 16 / 9}
@@ -41,6 +41,7 @@ class ShardRow:
         image_jpeg: upright JPEG file.
         mask_png: 1-bit PNG file of the same size.
         ignore_png: 1-bit PNG file of the pixels that no loss may use, or None.
+        teacher_mask_png: 1-bit PNG file of what the teacher had said, or None where the mask says the same.
         width: pixels, >= 1.
         height: pixels, >= 1.
         aspect_bucket: a key of ASPECTS.
@@ -63,6 +64,7 @@ class ShardRow:
     label_confidence: float | None
     content_sha256: bytes
     mask_sha256: bytes
+    teacher_mask_png: bytes | None = None
 
     def __post_init__(self) -> None:
         """Check what a trainer takes for granted."""
@@ -107,13 +109,18 @@ def shard_table(rows: Sequence[ShardRow]) -> pa.Table:
     columns = {
         "image": [{"bytes": row.image_jpeg, "path": f"{row.sample_id}.jpg"} for row in rows],
         "mask": [{"bytes": row.mask_png, "path": f"{row.sample_id}.png"} for row in rows],
-        "ignore": [row.ignore_png and {"bytes": row.ignore_png, "path": f"{row.sample_id}.png"} for row in rows],
+        "ignore": [_png(row.sample_id, row.ignore_png) for row in rows],
+        "teacher_mask": [_png(row.sample_id, row.teacher_mask_png) for row in rows],
     }
     for field in SHARD:
         if field.name not in columns:
             columns[field.name] = [getattr(row, field.name) for row in rows]
     metadata = {**SHARD.metadata, b"huggingface": _huggingface_features()}
     return pa.table([pa.array(columns[f.name], f.type) for f in SHARD], schema=SHARD.with_metadata(metadata))
+
+
+def _png(sample_id: str, data: bytes | None) -> dict[str, object] | None:
+    return None if data is None else {"bytes": data, "path": f"{sample_id}.png"}
 
 
 def _huggingface_features() -> bytes:

@@ -18,6 +18,7 @@ import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from manifests.mask import MaskError, decode_mask, mask_sha256
 from manifests.release import RELEASE_FILE, FileEntry, Release, ReleaseError, read_release
@@ -57,6 +58,7 @@ _INDEX = [
     "mask_sha256",
     "width",
     "height",
+    "label_source",
     "group_id",
     "decision",
     "split",
@@ -363,7 +365,7 @@ def _check_shard(folder: Path, entry: FileEntry, places: _Places | None, *, pixe
             yield Problem(path=entry.path, message=message)
 
 
-_COMPARED = ["sample_id", "content_sha256", "mask_sha256", "width", "height"]
+_COMPARED = ["sample_id", "content_sha256", "mask_sha256", "width", "height", "label_source"]
 
 
 def _differences(found: pa.Table, expected: pa.Table | None) -> Iterator[str]:
@@ -390,15 +392,24 @@ def _pixel_problems(row: dict[str, object]) -> Iterator[str]:
             yield f"mask is {mask.shape[1]}x{mask.shape[0]}, expected {width}x{height}"
         elif mask_sha256(mask) != row["mask_sha256"]:
             yield "mask has another hash than mask_sha256: it was exchanged"
-        ignore = _bytes(row, "ignore")
+        ignore, teacher = _bytes(row, "ignore"), _bytes(row, "teacher_mask")
         if ignore and decode_mask(ignore, height * width).shape != (height, width):
             yield f"ignore mask is not {width}x{height}"
+        if teacher:
+            yield from _teacher_problems(decode_mask(teacher, height * width), mask)
     except MaskError as error:
         yield str(error)
 
 
+def _teacher_problems(teacher: NDArray[np.bool_], mask: NDArray[np.bool_]) -> Iterator[str]:
+    if teacher.shape != mask.shape:
+        yield f"teacher_mask is {teacher.shape[1]}x{teacher.shape[0]}, the mask {mask.shape[1]}x{mask.shape[0]}"
+    elif np.array_equal(teacher, mask):
+        yield "teacher_mask is the mask: it must be null where both say the same"
+
+
 def _bytes(row: dict[str, object], name: str) -> bytes:
-    value = row[name]
+    value = row.get(name)  # shards of an older minor version lack columns
     data = value.get("bytes") if isinstance(value, dict) else None
     return data if isinstance(data, bytes) else b""
 

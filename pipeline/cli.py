@@ -18,14 +18,20 @@ from rich.table import Table  # noqa: E402
 from rich.text import Text  # noqa: E402
 
 from evaluation.fairness import Row  # noqa: E402
+from manifests.audit import is_audit  # noqa: E402
 from manifests.verify import VerifyError, find_releases, verify_release  # noqa: E402
 from pipeline import demo, flags, storage  # noqa: E402
+from pipeline.audit_coco import check_audit, import_coco  # noqa: E402
+from pipeline.audit_draw import draw_audit  # noqa: E402
+from pipeline.audit_pool import open_pool  # noqa: E402
 from pipeline.config import did_you_mean, read_config  # noqa: E402
 from pipeline.driver import curate, estimate, train_teacher  # noqa: E402
 from pipeline.errors import CurateError, UsageError  # noqa: E402
 from pipeline.evaluate import Evaluated, compare, evaluate  # noqa: E402
 from pipeline.export import export_student  # noqa: E402
 from pipeline.job import Job, Result  # noqa: E402
+from pipeline.next_round import next_round  # noqa: E402
+from pipeline.next_round import show as show_next  # noqa: E402
 from pipeline.plan import Plan, PriceConfig  # noqa: E402
 from pipeline.preview import describe, preview  # noqa: E402
 from pipeline.runner import REMOTE, Runner, beam_flags, quiet_beam, unknown_beam_flags  # noqa: E402
@@ -82,6 +88,8 @@ def _run(values: argparse.Namespace, console: Console) -> int:
         seed=values.seed,
         teacher=values.teacher,
         attributes=values.attributes,
+        gold=values.gold,
+        audits=tuple(values.audit),
         max_bad=values.max_bad_fraction,
     )
     if values.plan:
@@ -262,6 +270,47 @@ def _train(values: argparse.Namespace, console: Console) -> int:
     return 0
 
 
+def _audit(values: argparse.Namespace, console: Console) -> int:
+    drawing = ("--size", "--output", "--seed", "--coco", "--without", "--config")
+    told = [flag for flag in drawing if (value := getattr(values, flag[2:])) is not None and value is not False]
+    if is_audit(values.path) or values.import_coco is not None:
+        if told:
+            raise UsageError(f"{', '.join(told)} is about drawing, {values.path} is read; leave it out")
+        return _read_audit(values)
+    if values.output is None:
+        raise UsageError(f"{values.path} holds no audit.json, so frames are drawn from it: give --output DIR")
+    if not storage.is_local(values.output):
+        raise UsageError(f"--output {values.output} must be a folder of this machine; copy it from there")
+    pool = open_pool(values.path, None if values.config is None else read_config(values.config))
+    audit, notes = draw_audit(
+        pool,
+        Path(values.output),
+        size=200 if values.size is None else values.size,
+        seed=values.seed or 0,
+        coco=values.coco,
+        without=values.without or (),
+    )
+    for note in notes:
+        _say(console, note)
+    clusters = sum(stratum.drawn > 0 for stratum in audit.strata.values())
+    print(f"{values.output}: {len(audit.samples)} frames of {clusters} clusters; draw masks/0001.png and so on")  # noqa: T201
+    return 0
+
+
+def _read_audit(values: argparse.Namespace) -> int:
+    if values.import_coco is not None:
+        print(f"{values.path}: {import_coco(values.path, values.import_coco)} masks imported")  # noqa: T201
+    progress = check_audit(values.path)
+    print(f"{values.path}: {progress.done} of {progress.done + progress.unfinished} masks are done and good")  # noqa: T201
+    return 0
+
+
+def _next_round(values: argparse.Namespace, _: Console) -> int:
+    result = next_round(values.release, values.output, labels=values.labels, config=values.config)
+    show_next(result, Console(soft_wrap=True))
+    return 0
+
+
 def _verify(values: argparse.Namespace, console: Console) -> int:
     try:
         releases = find_releases(values.release)
@@ -281,8 +330,10 @@ def _verify(values: argparse.Namespace, console: Console) -> int:
 COMMANDS: dict[str, Callable[[argparse.Namespace, Console], int]] = {
     "run": _run,
     "demo": _demo,
+    "audit": _audit,
     "evaluate": _evaluate,
     "export": _export,
+    "next-round": _next_round,
     "preview": _preview,
     "search": _search,
     "teach": _teach,
@@ -306,6 +357,9 @@ def _print_result(result: Result) -> None:
     said = ", ".join(f"{name} {n}" for name, n in result.verdicts.items())
     chosen = counts.dropped + counts.held + counts.kept
     out.print(f"{chosen} chosen from {result.sources} sources; verdicts: {said}", highlight=False)
+    closed, gates = result.gates
+    told = f"judge: {result.calibrated}; {closed} of {gates} gates closed; see {result.judge_page}"
+    out.print(told, highlight=False, markup=False)
     state = "verified" if result.verified else "copy it here and run 'curate verify' on it"
     out.print(f"release {result.release} ({state}; {result.seconds:.0f} s)", highlight=False, markup=False)
 

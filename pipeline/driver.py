@@ -3,7 +3,7 @@
 ::
 
     sources ─ probe ─ embed ─ dedupe ─ cluster ─ assign ─ plan ─ select ─ chosen     what is taken
-    teach ─ label ─ gold ─ folds ─ fold ─ score ─ verdict ─ placed ─ publish         what becomes of it
+    teach ─ label ─ gold ─ audit ─ folds ─ fold ─ score ─ verdict ─ placed ─ publish what becomes of it
     release                                                                          what is handed over
 """
 
@@ -27,16 +27,19 @@ from manifests.release import Model
 from manifests.verify import verify_release
 from pipeline import storage
 from pipeline.again import choose_again
-from pipeline.assign import group_column, plan_of
+from pipeline.assign import plan_of
 from pipeline.attributes import COMPUTED
 from pipeline.choice import brought, embed_work, given_of, quarantine, take
 from pipeline.cluster import with_attributes
 from pipeline.clusterfit import train
 from pipeline.config import Config
 from pipeline.errors import InputError, StageError
+from pipeline.gold import Human, gold_table, labelled_digest, read_human
 from pipeline.job import Job, Result
-from pipeline.judge import Fold, Score, fold_tables, gold_examples, gold_table, labelled_digest, verdicts
-from pipeline.known import attribute_names, effective, given_names, mask_columns, with_masks
+from pipeline.judge import gold_examples
+from pipeline.judge_summary import calibration_text, closed_gates
+from pipeline.judging import PAGE, audited_rows, judge, summary_of
+from pipeline.known import effective, given_names
 from pipeline.label import Label, label_spans
 from pipeline.plan import Line, Plan, measure, sample_sources, strata, training, with_gpu
 from pipeline.probe import Probe
@@ -45,7 +48,7 @@ from pipeline.release import Run, count_items, write
 from pipeline.selection_report import write_selection_report
 from pipeline.sources import list_sources
 from pipeline.stage import Done, Span, Work, identity, iter_tables, read_span
-from pipeline.step import Weights, digest_of, weights_of, write_json, write_tables
+from pipeline.step import Weights, digest_of, weights_of, write_tables
 from pipeline.teacher import open_teacher, settings_digest
 from pipeline.threads import torch_threads
 from students.train import train_student
@@ -64,27 +67,27 @@ def curate(job: Job) -> Result:
     storage.check_writable(job.output)
     _check_apart(job)
     with storage.lock(job.output):
-        labelled = labelled_digest(job.labelled)
+        human = read_human(job.labelled, job.gold, job.audits)
         _check_teacher(job)
         taken = take(job)
-        teacher = _teacher(job, labelled)
-        judged = _label(job, taken, teacher, labelled)
+        teacher = _teacher(job, human.digests["labelled"])
+        judged = _label(job, taken, teacher)
         if job.config.select.rounds == 2:
             again = choose_again(job, taken["chosen"], judged["label"], given_of(job, taken["sources"]))
-            taken, judged = {**taken, **again}, {**judged, "label": again["label"]}
+            taken, judged = {**taken, **again}, {"label": again["label"]}
         _report(job, taken)
-        judged |= _judge(job, taken["chosen"], judged)
+        judged |= judge(job, human, taken["chosen"], judged["label"])
         judged |= _publish(job, taken["chosen"], judged)
-        return _release(job, {**taken, **judged}, teacher, labelled, started)
+        return _release(job, {**taken, **judged}, teacher, human, started)
 
 
 def estimate(job: Job) -> Plan:
     """What a run would cost, measured on about 24 of the sources; nothing is written to the output.
 
     Raises:
-        InputError: nothing can be read, or the labelled set or teacher is no good.
+        InputError: nothing can be read, or the human masks or the teacher are no good.
     """
-    labelled_digest(job.labelled)
+    human = read_human(job.labelled, job.gold, job.audits)
     _check_teacher(job)
     sources, _ = list_sources(job.inputs)
     scan, config = job.config.probe.scan, job.config
@@ -93,15 +96,15 @@ def estimate(job: Job) -> Plan:
         works.append((_label_work(job, Weights(uri=str(job.teacher), sha256=sha256_file(job.teacher))), 8))
     parts = [(part, sample_sources(part, 12, job.seed)) for part in strata(sources)]
     plan = measure(parts, works, shards=config.probe.shards, target=job.target, label_rows=config.label.rows)
-    return with_gpu(replace(plan, lines=(*plan.lines, *_training_plan(job))), config.price)
+    return with_gpu(replace(plan, lines=(*plan.lines, *_training_plan(job, human))), config.price)
 
 
-def _training_plan(job: Job) -> list[Line]:
+def _training_plan(job: Job, human: Human) -> list[Line]:
     """The plan of every training, measured on a few steps of the real ones."""
     config, student = job.config, job.config.judge.student
     rng = np.random.default_rng(job.seed)
     squares = rng.integers(0, 256, (64, config.cluster.fit.side, config.cluster.fit.side, 3), np.uint8)
-    examples = gold_examples(gold_table(job.labelled, config.label.student_side).slice(0, 16))
+    examples = gold_examples(gold_table(human.folders, config.label.student_side).slice(0, 16))
 
     def fit(steps: int) -> None:
         with tempfile.TemporaryDirectory() as folder:
@@ -147,17 +150,9 @@ def train_teacher(labelled: Path, output: Path, config: Config, seed: int, conso
         raise StageError(f"teach: {error}") from error
 
 
-def _label(job: Job, taken: Mapping[str, Done], teacher: Weights, labelled: str) -> dict[str, Done]:
-    config, chosen = job.config.label, taken["chosen"]
-    label = job.stage(_label_work(job, teacher), label_spans(chosen.uris()[0], chosen.rows, config), chosen)
-    gold = job.step(
-        "gold",
-        config.student_side,
-        [labelled],
-        ["opencv-python-headless", "pillow"],
-        lambda folder: write_tables(folder, [gold_table(job.labelled, config.student_side)], 64),
-    )
-    return {"label": label, "gold": gold}
+def _label(job: Job, taken: Mapping[str, Done], teacher: Weights) -> dict[str, Done]:
+    spans = label_spans(taken["chosen"].uris()[0], taken["chosen"].rows, job.config.label)
+    return {"label": job.stage(_label_work(job, teacher), spans, taken["chosen"])}
 
 
 def _report(job: Job, taken: Mapping[str, Done]) -> None:
@@ -195,97 +190,52 @@ def _clusterfit(clustered: Done, assigned: Done) -> dict[str, Any]:
     return with_attributes(json.loads(storage.read_bytes(clustered.uri("report.json"))), sampled, values)
 
 
-def _judge(job: Job, chosen: Done, labels: Mapping[str, Done]) -> dict[str, Done]:
-    """Folds, students, scores and verdicts."""
-    config, rows = job.config.judge, job.config.label.rows
-    label, gold = labels["label"], labels["gold"]
-    table = read_span(Span(uri=chosen.uris()[0]), ["sample_id", "group_id", "vector", "cluster_path", "key"])
-    fold_rows, facts = fold_tables(table, group_column(table), config)
-    folds = job.step(
-        "folds",
-        [config.folds, config.similar, rows],
-        [chosen],
-        ["numpy"],
-        lambda folder: [*write_tables(folder, [fold_rows], rows), write_json(folder, "folds.json", facts)],
-    )
-    if facts["reason"]:
-        job.say("folds", f"labels are not judged: {facts['reason']}")
-    pair = (Span(uri=folds.uris()[0]), Span(uri=gold.uris()[0]))
-    work = Fold(student=config.student, examples=config.examples, seed=job.seed, labels=label.folder)
-    fold = job.stage(work, [pair] * facts["folds"], label, folds, gold)
-    spans = [
-        (Span(uri=uri), Span(uri=folds.uris()[0], start=i * rows, stop=(i + 1) * rows))
-        for i, uri in enumerate(label.uris())
-    ]
-    score = job.stage(Score(students=fold.folder), spans, label, fold, folds)
-    verdict = job.step(
-        "verdict",
-        config,
-        [score, folds, label, chosen],
-        ["scikit-learn", "scipy"],
-        lambda folder: _write_verdicts(folder, job, chosen, label, folds, score),
-    )
-    return {"folds": folds, "fold": fold, "score": score, "verdict": verdict}
-
-
-def _write_verdicts(folder: Path, job: Job, chosen: Done, label: Done, folds: Done, score: Done) -> list[str]:
-    names = read_span(Span(uri=score.uris()[0], stop=0)).column_names
-    scores = pa.concat_tables(iter_tables(score.uris(), [name for name in names if name != "student"]))
-    labels = pa.concat_tables(iter_tables(label.uris(), ["fault", *mask_columns()]))
-    rows = with_masks(read_span(Span(uri=chosen.uris()[0])), labels)
-    groups = {
-        name: np.array([value or "unknown" for value in effective(rows, name).to_pylist()], dtype=np.str_)
-        for name in attribute_names(rows)
-    }
-    table, summary = verdicts(scores, labels, read_span(Span(uri=folds.uris()[0])), groups, job.config.judge)
-    return [*write_tables(folder, [table]), write_json(folder, "judge.json", summary)]
-
-
 def _publish(job: Job, chosen: Done, judged: Mapping[str, Done]) -> dict[str, Done]:
     label, score, verdict = judged["label"], judged["score"], judged["verdict"]
-    plan, shards = _placement(job, chosen, label, verdict)
+    plan, shards = _placement(job, chosen, judged)
     config, rows = job.config.publish, job.config.label.rows
-    placed = job.step(
-        "placed", [identity(config), job.seed], [chosen, verdict], [], lambda folder: write_tables(folder, [plan])
-    )
+    inputs = [chosen, verdict, *(judged[name] for name in ("audit",) if name in judged)]
+    placed = job.step("placed", [identity(config), job.seed], inputs, [], lambda folder: write_tables(folder, [plan]))
     where = plan.column("row").to_pylist()
     spans = [publish_spans(placed.uris()[0], s, where, label.uris(), score.uris(), rows) for s in shards]
     work = Publish(config=config, scan=job.config.probe.scan, label_rows=rows)
     return {"placed": placed, "publish": job.stage(work, spans, placed, label, score)}
 
 
-def _placement(job: Job, chosen: Done, label: Done, verdict: Done) -> tuple[pa.Table, list[Shard]]:
-    labels = pa.concat_tables(iter_tables(label.uris(), ["label_confidence", "fault"]))
-    rows = read_span(Span(uri=chosen.uris()[0]))
-    return publish_plan(rows, labels, read_span(Span(uri=verdict.uris()[0])), job.config.publish, job.seed)
+def _placement(job: Job, chosen: Done, judged: Mapping[str, Done]) -> tuple[pa.Table, list[Shard]]:
+    labels = pa.concat_tables(iter_tables(judged["label"].uris(), ["label_confidence", "fault"]))
+    rows, verdict = (read_span(Span(uri=done.uris()[0])) for done in (chosen, judged["verdict"]))
+    audited = audited_rows(judged.get("audit"), ["row", "used", "mask", "ignore"])
+    return publish_plan(rows, labels, verdict, job.config.publish, job.seed, audited)
 
 
-def _release(job: Job, stages: Mapping[str, Done], teacher: Weights, labelled: str, started: float) -> Result:
-    verdict = read_span(Span(uri=stages["verdict"].uris()[0]))
+def _release(job: Job, stages: Mapping[str, Done], teacher: Weights, human: Human, started: float) -> Result:
+    verdict, judgement = read_span(Span(uri=stages["verdict"].uris()[0])), summary_of(stages["verdict"])
     sources = read_span(Span(uri=stages["sources"].uris()[0]))
     chosen = read_span(Span(uri=stages["chosen"].uris()[0]))
     run = Run(
         config=job.config,
         seed=job.seed,
         target=job.target,
-        run_id=digest_of([identity(job.config), job.seed, job.target, stages["sources"].digest, labelled])[:16],
+        run_id=digest_of([identity(job.config), job.seed, job.target, stages["sources"].digest, *_named(human)])[:16],
         counts=count_items(stages, verdict.column("decision").to_pylist()),
         inputs={
             "sources": sources.num_rows,
             "bytes": sum(sources.column("bytes").to_pylist()),
             "digest": stages["probe"].digest,
-            "labelled_sha256": labelled,
+            **{f"{role}_sha256": digest for role, digest in human.digests.items()},
+            **({"audit_sha256": list(human.audit_digests)} if human.audits else {}),
         },
         recorded=max(sources.column("modified_ns").to_pylist()),
         given=tuple(given_names(chosen)),
         embedder=f"clusterfit:{job.config.cluster.fit.network}",
         models=_models(job, stages, teacher),
         stages=stages,
-        judge=json.loads(storage.read_bytes(stages["verdict"].uri("judge.json"))),
+        judge=judgement,
         plan=plan_of(stages["plan"]),
         faults=quarantine(job, stages),
     )
-    _, shards = _placement(job, stages["chosen"], stages["label"], stages["verdict"])
+    _, shards = _placement(job, stages["chosen"], stages)
     folder, fingerprint = write(job.output, run, shards)
     problems = verify_release(Path(folder)) if storage.is_local(folder) else []
     if problems:
@@ -299,7 +249,16 @@ def _release(job: Job, stages: Mapping[str, Done], teacher: Weights, labelled: s
         verdicts={kind: kinds.count(kind) for kind in ("keep", "weight", "correct", "hold", "drop")},
         sources=len(set(chosen.column("source_uri").to_pylist())),
         seconds=time.monotonic() - started,
+        calibrated=calibration_text(judgement),
+        gates=closed_gates(judgement),
+        judge_page=storage.join(job.output, PAGE),
     )
+
+
+def _named(human: Human) -> list[str]:
+    """What people drew, for the name of the run; the labelled set alone is named as it always was."""
+    gold = [f"{role} {digest}" for role, digest in human.digests.items() if role != "labelled"]
+    return [human.digests["labelled"], *gold, *(f"audit {digest}" for digest in human.audit_digests)]
 
 
 def _label_work(job: Job, teacher: Weights) -> Label:

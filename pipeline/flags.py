@@ -20,7 +20,20 @@ from students.presets import PRESETS
 from students.preview import Effect
 from teachers.zoo import ZOO
 
-COMMANDS = ("run", "demo", "evaluate", "export", "preview", "search", "teach", "teacher", "train", "verify")
+COMMANDS = (
+    "run",
+    "demo",
+    "audit",
+    "evaluate",
+    "export",
+    "next-round",
+    "preview",
+    "search",
+    "teach",
+    "teacher",
+    "train",
+    "verify",
+)
 TEACHER_COMMANDS = ("convert", "evaluate", "fetch")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([kKmM]?)")
 _UNITS = {"": 1, "k": 1_000, "m": 1_000_000}
@@ -109,8 +122,10 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
     return parser, {
         "run": _run(table),
         "demo": _demo(table),
+        "audit": _audit(table),
         "evaluate": _evaluate(table),
         "export": _export(table),
+        "next-round": _next_round(table),
         "preview": _preview(table),
         "search": _search(table),
         "teach": _teach(table),
@@ -149,6 +164,20 @@ def _run(table: argparse._SubParsersAction[Parser]) -> Parser:
         metavar="DIR",
         help="labelled set: images/ and masks/ with equal names, ignore/ if there is one",
     )
+    add(
+        "--gold",
+        type=Path,
+        metavar="DIR",
+        help="human masks like --labelled that never teach the teacher, to anchor the judge's students",
+    )
+    add(
+        "--audit",
+        type=Path,
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="human masks of this pool, drawn with 'curate audit': they calibrate the judge; may be repeated",
+    )
     add("--target-size", type=size, required=True, metavar="N", help="frames to choose: 200, 50k, 1M")
     add(
         "--teacher",
@@ -175,6 +204,31 @@ def _demo(table: argparse._SubParsersAction[Parser]) -> Parser:
     demo.add_argument("--target-size", type=size, default=120, metavar="N", help="frames to choose (default 120)")
     _common(demo)
     return demo
+
+
+def _audit(table: argparse._SubParsersAction[Parser]) -> Parser:
+    audit = _sub(table, "audit", "draw frames for people to label, or read what they have drawn")
+    add = audit.add_argument
+    add(
+        "path",
+        type=Path,
+        metavar="PATH",
+        help="to draw from: a release, a finished label stage, or the --output of a run; to check: an audit folder",
+    )
+    add("--size", type=size, metavar="N", help="frames to draw (default 200)")
+    add("--output", type=_folder, metavar="DIR", help="where they go: a new or empty folder")
+    add("--seed", type=_natural, metavar="S", help="of the draw (default 0)")
+    add("--coco", action="store_true", help="also write annotations.json, with the images and no person, for tools")
+    add(
+        "--without",
+        type=Path,
+        action="append",
+        metavar="DIR",
+        help="leave out the frames of an earlier audit; may be repeated",
+    )
+    add("--config", type=Path, metavar="FILE", help="for a label stage: TOML file of the run, [probe] and [publish]")
+    add("--import-coco", type=Path, metavar="FILE", help="into an audit folder: masks from a tool's COCO file")
+    return audit
 
 
 def _evaluate(table: argparse._SubParsersAction[Parser]) -> Parser:
@@ -289,6 +343,21 @@ def _search(table: argparse._SubParsersAction[Parser]) -> Parser:
     add("--steps", type=_positive, default=120, metavar="N", help="of the longest trainings (default 120)")
     _common(search, workers=False, config=False)
     return search
+
+
+def _next_round(table: argparse._SubParsersAction[Parser]) -> Parser:
+    following = _sub(table, "next-round", "say what to select and what to label next, from the verdicts of a release")
+    add = following.add_argument
+    add("release", type=Path, metavar="RELEASE", help="a release, or the --output of a run")
+    add("--output", type=_folder, required=True, metavar="DIR", help="where next.toml and label_first.csv go")
+    add("--labels", type=_positive, default=100, metavar="N", help="labels to list for a person (default 100)")
+    add(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="TOML file whose targets are multiplied and whose other settings are kept (default: the release's)",
+    )
+    return following
 
 
 def _milliseconds(text: str) -> float:

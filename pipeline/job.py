@@ -29,6 +29,8 @@ class Job:
         seed: of every random choice.
         teacher: a teacher's checkpoint; None: one is trained on the labelled set.
         attributes: a table of attributes per source, or None.
+        gold: human masks that train the students and never the teacher, or None.
+        audits: folders of human masks of frames of this pool, which calibrate the judge.
         max_bad: largest share of the sources that may be broken.
     """
 
@@ -41,6 +43,8 @@ class Job:
     seed: int = 0
     teacher: Path | None = None
     attributes: str | None = None
+    gold: Path | None = None
+    audits: tuple[Path, ...] = ()
     max_bad: float = 0.05
 
     @property
@@ -73,7 +77,15 @@ class Job:
         return lambda text: self.say(stage, text)
 
 
-STEP_VERSIONS: dict[str, int] = {"chosen": 2, "cluster": 3, "dedupe": 3, "placed": 2, "plan": 3}
+STEP_VERSIONS: dict[str, int] = {
+    "chosen": 2,
+    "cluster": 3,
+    "dedupe": 3,
+    "gold": 2,
+    "placed": 3,
+    "plan": 3,
+    "verdict": 2,
+}
 """Code versions of driver steps whose results have changed since version 1; a changed step gets a new folder."""
 
 
@@ -89,6 +101,9 @@ class Result:
         verdicts: samples per verdict.
         sources: sources that the chosen frames come from.
         seconds: of this call (a resumed run only counts what was left).
+        calibrated: how the judge knows how probable an error is, in words.
+        gates: clusters whose gate is closed, and clusters that were judged.
+        judge_page: the judge's report.
     """
 
     release: str
@@ -98,3 +113,6 @@ class Result:
     verdicts: Mapping[str, int]
     sources: int
     seconds: float
+    calibrated: str
+    gates: tuple[int, int]
+    judge_page: str

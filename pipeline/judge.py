@@ -2,11 +2,12 @@
 
 ::
 
-    gold    (driver)  the labelled set at student size
+    gold    (driver)  the human masks that students train on, at student size
+    audit   (driver)  human masks of chosen frames, held against their labels (``pipeline.audited``)
     folds   (driver)  who judges whom
     fold    (Beam)    one student per fold, trained on gold and on the pseudo labels of the other folds
     score   (Beam)    each label against the student that never saw its cluster
-    verdict (driver)  keep, drop, hold, correct or weight, per cluster
+    verdict (driver)  keep, drop, hold, correct or weight, per fold and cluster (``pipeline.verdicts``)
 """
 
 from __future__ import annotations
@@ -16,10 +17,8 @@ import functools
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -27,27 +26,19 @@ from numpy.typing import NDArray
 
 from evaluation.boundary import boundary_iou
 from evaluation.masks import iou
-from manifests.labelled import LabelledError, labelled_sha256, load_labelled, read_labelled
-from manifests.mask import decode_mask, decode_soft, encode_mask, encode_soft
+from manifests.mask import decode_mask, decode_soft, encode_soft
 from pipeline import storage
-from pipeline.embed import decode_jpeg, encode_jpeg, shrink
-from pipeline.errors import InputError, StageError
+from pipeline.audited import AuditRules
+from pipeline.embed import decode_jpeg
+from pipeline.errors import StageError
 from pipeline.kmeans import unit_rows
 from pipeline.publish import MAX_PIXELS
 from pipeline.stage import Output, Task, iter_tables, not_identity, read_manifest, read_span
-from students.agreement import Corruption, Decision, Features, Gate, Rules, corruption, decide, features, gate
+from students.agreement import Features, Rules, features
 from students.data import Example
 from students.folds import Folds, assign_folds
 from students.train import Ensemble, StudentTrainConfig, train_student
 
-GOLD = pa.schema(
-    [
-        pa.field("name", pa.string(), nullable=False),
-        pa.field("picture", pa.binary(), nullable=False),
-        pa.field("mask", pa.binary(), nullable=False),
-        pa.field("ignore", pa.binary(), nullable=False),
-    ]
-)
 FOLDS = pa.schema(
     [
         pa.field("sample_id", pa.string(), nullable=False),
@@ -56,7 +47,7 @@ FOLDS = pa.schema(
         pa.field("key", pa.uint64(), nullable=False),
     ]
 )
-_FEATURES = tuple(f.name for f in dataclasses.fields(Features))
+FEATURES = tuple(f.name for f in dataclasses.fields(Features))
 SCORED = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
@@ -65,7 +56,7 @@ SCORED = pa.schema(
         pa.field("student", pa.binary()),
         pa.field("student_iou", pa.float32()),
         pa.field("student_boundary_iou", pa.float32()),
-        *(pa.field(name, pa.float64()) for name in _FEATURES),
+        *(pa.field(name, pa.float64()) for name in FEATURES),
     ]
 )
 VERDICTS = pa.schema(
@@ -78,8 +69,10 @@ VERDICTS = pa.schema(
         pa.field("q", pa.float32()),
         pa.field("gate", pa.string()),
         pa.field("calibrated", pa.bool_()),
+        pa.field("audited", pa.bool_(), nullable=False),
     ]
 )
+"""What becomes of each chosen row; ``audited`` rows are published with the mask that a person drew."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -92,6 +85,9 @@ class JudgeConfig:
         examples: most pseudo labels a student trains on (the smallest hashes); about 0.2 MB of memory each.
         policy: which actions are allowed; ``auto`` chooses per label.
         gate_iou: median student–teacher IoU of a cluster below which nobody knows who is wrong.
+        audit_iou: IoU with the human mask below which an audited label is bad.
+        audit_part: share of both masks that a label may lack, or have too much, in one connected part.
+        audit_agree: IoU below which two people's masks of one frame contradict each other.
         student: the students' training.
         rules: thresholds of the verdicts.
     """
@@ -101,6 +97,9 @@ class JudgeConfig:
     examples: int = 6_000
     policy: Literal["auto", "correct", "drop", "weight"] = "auto"
     gate_iou: float = 0.5
+    audit_iou: float = 0.8
+    audit_part: float = 0.05
+    audit_agree: float = 0.8
     student: StudentTrainConfig = field(default_factory=StudentTrainConfig)
     rules: Rules = field(default_factory=Rules)
 
@@ -111,39 +110,11 @@ class JudgeConfig:
             raise ValueError(
                 f"judge.similar must be in [-1, 1] and gate_iou in [0, 1], got {self.similar}, {self.gate_iou}"
             )
+        self.audit_rules()
 
-
-def gold_table(folder: Path, side: int) -> pa.Table:
-    """The labelled set at student size (schema ``GOLD``).
-
-    Raises:
-        InputError: the folder is no labelled set; names the files and the remedy.
-    """
-    rows = []
-    try:
-        for sample in read_labelled(folder):
-            image, mask, ignore = load_labelled(sample)
-            picture = shrink(image, side)
-            size = (picture.shape[1], picture.shape[0])
-            small = cv2.resize(mask.astype(np.float32), size, interpolation=cv2.INTER_AREA) >= 0.5
-            void = cv2.resize(ignore.astype(np.float32), size, interpolation=cv2.INTER_AREA) > 0
-            packed = {"mask": encode_mask(np.asarray(small)), "ignore": encode_mask(np.asarray(void))}
-            rows.append({"name": sample.name, "picture": encode_jpeg(picture, 92), **packed})
-    except LabelledError as error:
-        raise InputError(str(error)) from error
-    return pa.Table.from_pylist(rows, schema=GOLD)
-
-
-def labelled_digest(folder: Path) -> str:
-    """The digest of a labelled set.
-
-    Raises:
-        InputError: the folder is no labelled set.
-    """
-    try:
-        return labelled_sha256(read_labelled(folder))
-    except LabelledError as error:
-        raise InputError(f"--labelled: {error}") from error
+    def audit_rules(self) -> AuditRules:
+        """What an audit finds bad."""
+        return AuditRules(iou=self.audit_iou, part=self.audit_part, agree=self.audit_agree)
 
 
 def fold_tables(chosen: pa.Table, groups: NDArray[np.int64], config: JudgeConfig) -> tuple[pa.Table, dict[str, Any]]:
@@ -185,7 +156,7 @@ class Fold:
     """The work of the fold stage: trains one student; a task's spans are (folds, gold), its index is the fold."""
 
     name: ClassVar[str] = "fold"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("numpy", "opencv-python-headless", "pyarrow", "torch")
 
     student: StudentTrainConfig
@@ -255,88 +226,6 @@ class Score:
         return Output(table=pa.Table.from_pylist(rows, schema=SCORED), row_group_rows=64, plain=["student"])
 
 
-def verdicts(
-    scores: pa.Table, labels: pa.Table, folds: pa.Table, groups: Mapping[str, NDArray[np.str_]], config: JudgeConfig
-) -> tuple[pa.Table, dict[str, Any]]:
-    """The verdict on every pseudo label, and a summary per cluster.
-
-    Args:
-        scores: (N rows, schema ``SCORED`` without pictures).
-        labels: (N rows) with ``fault``.
-        folds: (N rows, schema ``FOLDS``).
-        groups: attribute -> (N,) classes; no class may be emptied.
-        config: policy, gate and rules.
-
-    Returns:
-        The table of verdicts (schema ``VERDICTS``) and the summary.
-    """
-    ids = np.array(scores.column("sample_id").to_pylist(), dtype=np.str_)
-    clusters = folds.column("cluster").to_numpy().astype(np.int64)
-    faults = labels.column("fault").to_pylist()
-    judged = np.flatnonzero((folds.column("fold").to_numpy() >= 0) & np.array([f is None for f in faults], np.bool_))
-    rows = [_unjudged(str(i), fault) for i, fault in zip(ids, faults, strict=True)]
-    summary: dict[str, Any] = {"calibrated": False, "judged": len(judged), "method": "none", "clusters": {}}
-    if len(judged):
-        samples = [Features(**row) for row in scores.take(pa.array(judged)).select(_FEATURES).to_pylist()]
-        rated = corruption(samples, clusters[judged])
-        gates = gate(samples, clusters[judged], rated, iou=config.gate_iou)
-        decisions = decide(
-            samples,
-            clusters[judged],
-            rated,
-            gates,
-            ids=ids[judged].tolist(),
-            groups={name: values[judged] for name, values in groups.items()},
-            rules=config.rules,
-            policy=config.policy,
-        )
-        for row, decision in zip(judged.tolist(), decisions, strict=True):
-            rows[row] = _judged(str(ids[row]), decision, gates[int(clusters[row])], rated.calibrated)
-        summary |= {"calibrated": rated.calibrated, "method": rated.method}
-        summary["clusters"] = _summary(clusters[judged], decisions, rated, gates)
-    return pa.Table.from_pylist(rows, schema=VERDICTS), summary
-
-
-def _unjudged(sample_id: str, fault: str | None) -> dict[str, Any]:
-    """A frame without a label is dropped; a label that no student could judge is kept, and says so."""
-    verdict, reason = (
-        ("drop", f"no label: {fault}") if fault else ("keep", "not judged: no student without its cluster")
-    )
-    facts = {"q": None, "gate": None, "calibrated": None, "weight": 0.0 if fault else 1.0}
-    return {"sample_id": sample_id, "verdict": verdict, "decision": verdict, "reasons": [reason], **facts}
-
-
-def _judged(sample_id: str, decision: Decision, outcome: Gate, calibrated: bool) -> dict[str, Any]:
-    kept = decision.verdict in ("keep", "correct", "weight")
-    return {
-        "sample_id": sample_id,
-        "verdict": decision.verdict,
-        "decision": "keep" if kept else decision.verdict,
-        "reasons": list(decision.reasons),
-        "weight": decision.weight,
-        "q": decision.q,
-        "gate": outcome.outcome,
-        "calibrated": calibrated,
-    }
-
-
-def _summary(
-    clusters: NDArray[np.int64], decisions: Sequence[Decision], rated: Corruption, gates: Mapping[int, Gate]
-) -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for cluster in np.unique(clusters).tolist():
-        mine = [decisions[i].verdict for i in np.flatnonzero(clusters == cluster).tolist()]
-        rate = rated.rates[cluster]
-        out[str(cluster)] = {
-            "labels": len(mine),
-            "gate": gates[cluster].outcome,
-            "gate_reason": gates[cluster].reason,
-            "noise": [round(v, 4) for v in (rate.rate, rate.low, rate.high)],
-            **{verdict: mine.count(verdict) for verdict in ("keep", "weight", "correct", "hold", "drop")},
-        }
-    return out
-
-
 def _read_folds(table: pa.Table) -> Folds:
     clusters = table.column("cluster").to_numpy().astype(np.int64)
     fold = table.column("fold").to_numpy().astype(np.int64)
@@ -345,7 +234,7 @@ def _read_folds(table: pa.Table) -> Folds:
 
 
 def gold_examples(table: pa.Table) -> list[Example]:
-    """The examples of a gold table."""
+    """The examples of a gold table, whatever their role."""
     examples = []
     for row in table.to_pylist():
         target = decode_mask(row["mask"], MAX_PIXELS).astype(np.uint8)

@@ -16,7 +16,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from manifests.mask import components, decode_mask, decode_soft, encode_mask, mask_sha256
-from manifests.shard import ROW_GROUP_ROWS, ShardRow, aspect_bucket, shard_table
+from manifests.shard import PIXELS, ROW_GROUP_ROWS, ShardRow, aspect_bucket, shard_table
 from pipeline.embed import encode_jpeg, frames_of
 from pipeline.errors import StageError
 from pipeline.frames import ScanConfig
@@ -42,8 +42,11 @@ PLAN = pa.schema(
         pa.field("verdict", pa.string(), nullable=False),
         pa.field("weight", pa.float32(), nullable=False),
         pa.field("label_confidence", pa.float32()),
+        pa.field("human", pa.binary()),
+        pa.field("human_ignore", pa.binary()),
     ]
 )
+"""What goes where; ``human`` is the mask that a person drew of an audited row."""
 PUBLISHED = pa.schema(
     [
         pa.field("row", pa.int64(), nullable=False),
@@ -117,7 +120,7 @@ class Publish:
     """The work of the publish stage; a task is (its rows of the plan, label parts…, score parts…)."""
 
     name: ClassVar[str] = "publish"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("av", "numpy", "opencv-python-headless", "pillow", "pyarrow")
 
     config: PublishConfig
@@ -148,15 +151,20 @@ class Publish:
             table=shard_table([sample for _, sample, _ in done]),
             extra={"rows": pa.Table.from_pylist(published, schema=PUBLISHED)},
             row_group_rows=ROW_GROUP_ROWS,
-            plain=["image", "mask", "ignore"],
+            plain=PIXELS,
         )
 
     def _sample(
         self, pixels: NDArray[np.uint8], facts: Mapping[str, Any], masks: _Masks
     ) -> tuple[ShardRow, dict[str, Any]]:
         height, width = pixels.shape[:2]
-        mask, ignore = final_mask(facts["verdict"], *masks.of(facts["row"]), height, width)
-        digest = mask_sha256(mask)
+        teacher_png, student_png = masks.of(facts["row"])
+        human = facts["human"]
+        if human is None:
+            mask, ignore = final_mask(facts["verdict"], teacher_png, student_png, height, width)
+        else:
+            mask, ignore = human_mask(human, facts["human_ignore"], height, width)
+        teacher, digest = decode_mask(teacher_png, MAX_PIXELS), mask_sha256(mask)
         sample = ShardRow(
             sample_id=facts["sample_id"],
             image_jpeg=encode_jpeg(pixels, self.config.quality),
@@ -166,10 +174,11 @@ class Publish:
             height=height,
             aspect_bucket=aspect_bucket(width, height),
             weight=facts["weight"],
-            label_source="pseudo",
-            label_confidence=facts["label_confidence"],
+            label_source="pseudo" if human is None else "human",
+            label_confidence=facts["label_confidence"] if human is None else None,
             content_sha256=facts["content_sha256"],
             mask_sha256=digest,
+            teacher_mask_png=None if np.array_equal(teacher, mask) else encode_mask(teacher),
         )
         out = {"sample_id": facts["sample_id"], "split": facts["split"], "shard": facts["shard"], "mask_sha256": digest}
         return sample, out | {"mask_area_px": int(mask.sum()), "mask_components": min(components(mask), 32767)}
@@ -192,6 +201,17 @@ def final_mask(
     return corrected, ignore if ignore.any() else None
 
 
+def human_mask(
+    human_png: bytes, ignore_png: bytes | None, height: int, width: int
+) -> tuple[NDArray[np.bool_], NDArray[np.bool_] | None]:
+    """The mask that a person drew, (H, W) bool, and the pixels they left out (None where there are none)."""
+    mask = decode_mask(human_png, MAX_PIXELS)
+    ignore = None if ignore_png is None else decode_mask(ignore_png, MAX_PIXELS)
+    if mask.shape != (height, width) or (ignore is not None and ignore.shape != mask.shape):
+        raise StageError(f"a human mask has shape {mask.shape}, its frame {(height, width)}; remove the audit folder")
+    return mask, ignore
+
+
 def split_of(group: str, seed: int, config: PublishConfig) -> str:
     """train, val or test: a function of the group alone, so that no source leaks between them."""
     draw = int.from_bytes(hashlib.blake2b(f"split|{seed}|{group}".encode(), digest_size=8).digest(), "big") / (1 << 64)
@@ -199,7 +219,12 @@ def split_of(group: str, seed: int, config: PublishConfig) -> str:
 
 
 def publish_plan(
-    chosen: pa.Table, labels: pa.Table, verdicts: pa.Table, config: PublishConfig, seed: int
+    chosen: pa.Table,
+    labels: pa.Table,
+    verdicts: pa.Table,
+    config: PublishConfig,
+    seed: int,
+    audited: pa.Table | None = None,
 ) -> tuple[pa.Table, list[Shard]]:
     """Which row goes into which shard.
 
@@ -209,6 +234,7 @@ def publish_plan(
         verdicts: their verdict rows (row-aligned).
         config: shard size and splits.
         seed: of the splits.
+        audited: row, used, mask and ignore of the audited rows; None without an audit.
 
     Returns:
         The plan (schema ``PLAN``), and the shards in its order.
@@ -243,8 +269,19 @@ def publish_plan(
         "verdict": verdicts.column("verdict").take(take),
         "weight": verdicts.column("weight").take(take),
         "label_confidence": labels.column("label_confidence").take(take),
+        **_human(take.to_pylist(), audited),
     }
     return pa.table({name: columns[name] for name in PLAN.names}).cast(PLAN), shards
+
+
+def _human(rows: Sequence[int], audited: pa.Table | None) -> dict[str, pa.Array]:
+    """The human masks of the rows of a plan."""
+    drawn = {row["row"]: row for row in (audited.to_pylist() if audited is not None else ()) if row["used"]}
+    masks = {"human": "mask", "human_ignore": "ignore"}
+    return {
+        name: pa.array([drawn[row][column] if row in drawn else None for row in rows], pa.binary())
+        for name, column in masks.items()
+    }
 
 
 def publish_spans(

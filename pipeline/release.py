@@ -77,7 +77,7 @@ class Run:
         embedder: name of the first embedding's model.
         models: checkpoints that had a part.
         stages: the finished stages and steps by name.
-        judge: the judge's summary per cluster.
+        judge: the judge's summary, the content of judge.json.
         plan: quotas and counts per cell.
         faults: inputs that were set aside.
     """
@@ -232,6 +232,7 @@ def _manifest(
     groups = chosen.column("group_id").to_pylist()
     keep = {"keep": None, "hold": "hold", "drop": "dropped"}
     labelled = pc.is_null(labels.column("fault")).combine_chunks()
+    audited = verdicts.column("audited").combine_chunks()
     columns = {name: chosen.column(name) for name in chosen.column_names if name in manifest_schema(names).names}
     columns |= {name: labels.column(name) for name in _SAID}
     columns |= {name: scores.column(name) for name in ("student_iou", "student_boundary_iou")}
@@ -240,15 +241,16 @@ def _manifest(
         "group_id": groups,
         "embedding_model": pa.repeat(pa.scalar(run.embedder), rows),
         "attr": _attr(with_masks(chosen, labels), names),
-        "label_source": pc.if_else(labelled, "pseudo", "none"),
+        "label_source": pc.if_else(audited, "human", pc.if_else(labelled, "pseudo", "none")),
         "teacher_id": pa.repeat(pa.scalar(teacher.id), rows),
         "teacher_sha256": pa.repeat(pa.scalar(bytes.fromhex(teacher.sha256), pa.binary(32)), rows),
+        **_student(run, scores, verdicts),
         "mask_sha256": placed["mask_sha256"],
         "mask_area_px": pc.coalesce(placed["mask_area_px"], labels.column("mask_area_px").combine_chunks()),
         "mask_components": pc.coalesce(placed["mask_components"], labels.column("mask_components").combine_chunks()),
         "decision": decision,
         "decision_reasons": verdicts.column("reasons"),
-        "decision_by": pa.repeat(pa.scalar("judge"), rows),
+        "decision_by": pc.if_else(audited, "audit", "judge"),
         "verdict": verdicts.column("verdict"),
         "judge": _judge(chosen, scores, verdicts),
         "quota_cell": chosen.column("cell"),
@@ -314,6 +316,17 @@ def _judge(chosen: pa.Table, scores: pa.Table, verdicts: pa.Table) -> pa.StructA
         arrays.append(column.cast(field.type).combine_chunks())
     unjudged = pc.is_null(verdicts.column("q")).combine_chunks()
     return pa.StructArray.from_arrays(arrays, fields=list(kind), mask=unjudged)
+
+
+def _student(run: Run, scores: pa.Table, verdicts: pa.Table) -> dict[str, pa.Array]:
+    """Which student judged each row, and the sha256 over its checkpoints; null where none did."""
+    named = {fold["fold"]: bytes.fromhex(fold["student_sha256"]) for fold in run.judge["folds"]}
+    judged = pc.is_valid(verdicts.column("q")).to_pylist()
+    folds = [fold if known else None for fold, known in zip(scores.column("fold").to_pylist(), judged, strict=True)]
+    return {
+        "student_id": pa.array([None if fold is None else f"fold-{fold}" for fold in folds], pa.string()),
+        "student_sha256": pa.array([None if fold is None else named[fold] for fold in folds], pa.binary(32)),
+    }
 
 
 def _sizes(chosen: pa.Table) -> list[tuple[int, int]]:

@@ -21,9 +21,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from students.corruption import Audit, Corruption, Gate, Ints, Rate, corruption, gate
-from students.disagreement import Features, correct, features
+from students.disagreement import EMPTY, FULL, Features, correct, features
 
 __all__ = [
+    "MOSTLY_WRONG",
     "Audit",
     "Corruption",
     "Decision",
@@ -40,8 +41,7 @@ __all__ = [
     "gate",
 ]
 
-EMPTY = 0.0005  # a mask below this share of the image shows nobody
-FULL = 0.995  # a mask above this share is the whole image
+MOSTLY_WRONG = "mostly-wrong"  # the reason of a hold: people found most of the cluster wrong
 
 Verdict = Literal["keep", "drop", "hold", "correct", "weight"]
 Policy = Literal["auto", "correct", "drop", "weight"]
@@ -100,7 +100,8 @@ def decide(
 ) -> list[Decision]:
     """One decision per sample; equal samples in another order get equal decisions (ties go by id).
 
-    1. A label that shows nobody, or only people, against the student is held for a person to look at.
+    1. A label that shows nobody, or only people, against the student is held for a person to look at. So is the whole
+       of a cluster of which people found more than ``rules.cap`` to be wrong (lower 90 % bound).
     2. Each cluster acts on its worst round(ê · n), at most ``rules.cap`` of it; where the gate is uncertain these lose
        weight. Where it failed, q and ê are not trusted: the largest disagreements, ``rules.review`` of the cluster, are
        held, and nothing is dropped.
@@ -128,7 +129,7 @@ def decide(
     _check(samples, columns, rated, gates, ids)
     case = _Case(samples, labels, rated, gates, ids, rules or Rules(), policy)
     decisions = [case.unflagged(i) for i in range(len(samples))]
-    stated = {i: reason for i, f in enumerate(samples) if (reason := _stated(f))}
+    stated = {i: reason for i, f in enumerate(samples) if (reason := _stated(f) or case.condemned(i))}
     for i, reason in stated.items():
         decisions[i] = _decision("hold", (reason,), case.q[i])
     proposed = {i: case.flagged(i) for i in case.worst() if i not in stated}
@@ -208,6 +209,11 @@ class _Case:
         self.labels = labels
         self.q: list[float] = rated.q.tolist()
         self.outcomes = [gates[c].outcome for c in labels.tolist()]
+
+    def condemned(self, i: int) -> str:
+        """Why the whole cluster of a sample needs a person's eyes; empty where it does not."""
+        mostly = self.rated.counted and self.rated.rates[int(self.labels[i])].low > self.rules.cap
+        return MOSTLY_WRONG if mostly else ""
 
     def rank(self, i: int) -> tuple[float, float, str]:
         """Ascending from the worst: by q, or by plain disagreement where q is not trusted; then by id."""

@@ -12,15 +12,16 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.special import betaincinv
 from sklearn.linear_model import LogisticRegression
 from sklearn.mixture import GaussianMixture
 
-from students.disagreement import Features
+from evaluation.classical import beta_interval
+from students.disagreement import EMPTY, FULL, Features
 
 PRIOR = 4.0  # pseudo-samples of the overall rate that every cluster starts with
 SMALLEST = 8  # fewer samples tell nothing of their distribution
 FITTED = 20_000  # a mixture is fitted to at most so many quantiles
+COLLAPSED = 0.9  # share of the images of which a student says the same that tells that it learnt nothing
 LEFT_OUT = 200  # leave-one-out runs at most so many fits; with more samples, as many folds
 
 Floats = NDArray[np.float64]
@@ -72,12 +73,14 @@ class Corruption:
         calibrated: Whether q was fitted to an audit.
         method: "audit", "mixture" or "absolute" (see ``corruption``).
         rates: ê of each cluster.
+        counted: Whether ê was counted by people; otherwise it is the mean of q.
     """
 
     q: Floats
     calibrated: bool
     method: str
     rates: Mapping[int, Rate]
+    counted: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -124,8 +127,8 @@ def corruption(samples: Sequence[Features], clusters: Ints, audit: Audit | None 
         q, method = _round(_sigmoid(score(_matrix(samples), labels, True))), "audit"
     else:
         q, method = _without_audit(samples, labels)
-    rates = _rates(labels, q, None if audit is None else audit)
-    return Corruption(q=q, calibrated=method == "audit", method=method, rates=rates)
+    rates = _rates(labels, q, audit)
+    return Corruption(q=q, calibrated=method == "audit", method=method, rates=rates, counted=audit is not None)
 
 
 def _can_fit(bad: Bools) -> bool:
@@ -222,13 +225,16 @@ def _upper_posterior(z: Floats) -> Floats | None:
 def _rates(labels: Ints, q: Floats, audit: Audit | None) -> dict[int, Rate]:
     source, amount = (labels, q) if audit is None else (np.asarray(audit.clusters), audit.bad.astype(np.float64))
     overall = (math.fsum(amount) + 0.5) / (len(amount) + 1)
-    return {int(c): _rate(amount[source == c], overall) for c in np.unique(labels)}
+    return {
+        int(c): shrunk_rate(math.fsum(amount[source == c]), int((source == c).sum()), overall)
+        for c in np.unique(labels)
+    }
 
 
-def _rate(amount: Floats, overall: float) -> Rate:
-    count, bad = len(amount), math.fsum(amount)
+def shrunk_rate(bad: float, count: int, overall: float) -> Rate:
+    """The share of bad ones among ``count``, shrunk to ``overall`` by ``PRIOR`` pseudo-samples of it."""
     a, b = bad + PRIOR * overall, count - bad + PRIOR * (1 - overall)
-    low, high = (float(betaincinv(a, b, p)) for p in (0.05, 0.95))
+    low, high = beta_interval(a, b, 0.9)
     return Rate(rate=a / (a + b), low=low, high=high, samples=count, bad=bad)
 
 
@@ -244,11 +250,17 @@ def gate(
     (they would lean against the left-out sample). A cluster with fewer than 5 bad or 5 good ones is judged by the pool
     of all such clusters, or by the whole audit. Lower 90 % bound (Hanley and McNeil, 1982) ≤ .5: "failed".
     Without, or where only a pool speaks: "failed" where the median IoU of student and teacher is below ``iou``.
-    Without: "uncertain" below 8 samples.
+    Without: "uncertain" below 8 samples. A student that has collapsed is trusted nowhere: the samples are those that
+    one student judges.
     """
     labels = np.asarray(clusters, np.int64)
     agreement = np.array([1 - f.disagreement for f in samples], np.float64)
     medians = {int(c): float(np.median(agreement[labels == c])) for c in np.unique(labels)}
+    if reason := _collapse(samples):
+        return {
+            c: Gate(outcome="failed", reason=reason, auroc=math.nan, lower=math.nan, median_iou=m)
+            for c, m in medians.items()
+        }
     if audit is None or not rated.calibrated:
         return {c: _gate_without_audit(int((labels == c).sum()), m, iou) for c, m in medians.items()}
     order = _sorted_rows(audit)
@@ -260,6 +272,18 @@ def gate(
         alone = _gate_without_audit(SMALLEST, median, iou)
         gates[c] = alone if not own and alone.outcome == "failed" else _gate_with_audit(scores, bad, chosen, median)
     return gates
+
+
+def _collapse(samples: Sequence[Features]) -> str:
+    """How a student has collapsed: it says the same of nearly all images in which the teacher sees somebody."""
+    seen = [f for f in samples if f.teacher_area >= EMPTY]
+    if len(seen) < SMALLEST:
+        return ""
+    nobody, everywhere = (sum(f.student_area < EMPTY for f in seen), sum(f.student_area > FULL for f in seen))
+    for count, what in ((nobody, "sees nobody"), (everywhere, "sees nothing but people")):
+        if count >= COLLAPSED * len(seen):
+            return f"the student has collapsed: it {what} in {count} of {len(seen)} images with a label"
+    return ""
 
 
 def _gate_without_audit(count: int, median: float, iou: float) -> Gate:

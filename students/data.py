@@ -240,7 +240,9 @@ class Buckets:
 
 def _augment(item: _Fitted, rng: np.random.Generator) -> tuple[NDArray[np.float32], Pixels, Pixels]:
     image, target, ignore = _move(item, rng)
-    return _relight(image, rng), target, ignore
+    # every other image keeps its light: a short training that never sees plain ones learns too slowly
+    lit = _relight(image, rng) if rng.random() < 0.5 else image.astype(np.float32) / np.float32(255)
+    return lit, target, ignore
 
 
 def _move(item: _Fitted, rng: np.random.Generator) -> tuple[Pixels, Pixels, Pixels]:

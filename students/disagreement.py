@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 SURE = 0.7  # the student is sure of a person above this and of background below 1 - SURE
 UNSURE = 0.3  # a label is corrected only where |P - .5| is at least this
 BAND = 0.005  # half-width of the band around the label's outline that is not judged, share of the diagonal
+EMPTY = 0.0005  # a mask below this share of the image shows nobody
+FULL = 0.995  # a mask above this share is the whole image
 SOFT = 0.02  # half-width of the student's own soft outline, where being unsure is no doubt, share of the diagonal
 
 Bools = NDArray[np.bool_]

@@ -6,6 +6,7 @@ from manifests.schema import (
     MAJOR,
     SCHEMA_VERSION,
     SHARD,
+    SINCE,
     SchemaError,
     check_columns,
     check_schema,
@@ -89,6 +90,22 @@ def test_a_table_without_schema_metadata_is_refused(metadata: dict[bytes, bytes]
 def test_a_table_of_another_schema_is_refused() -> None:
     with pytest.raises(SchemaError, match="must be 'manifest', got 'shard'"):
         check_schema(SHARD, "manifest")
+
+
+def test_a_table_of_a_lower_minor_version_may_lack_the_columns_that_came_later() -> None:
+    for name, since in SINCE.items():
+        (schema,) = (schema for schema in SCHEMAS.values() if name in schema.names)
+        assert schema.field(name).nullable
+        without = schema.remove(schema.get_field_index(name))
+        older = {**schema.metadata, b"curate.schema_version": f"{MAJOR}.{since - 1}".encode()}
+        check_columns(without.with_metadata(older), schema)
+        for minor in (since, since + 1):
+            metadata = {**older, b"curate.schema_version": f"{MAJOR}.{minor}".encode()}
+            with pytest.raises(SchemaError, match=f"'{name}' is missing"):
+                check_columns(without.with_metadata(metadata), schema)
+        retyped = schema.set(schema.get_field_index(name), pa.field(name, pa.int8())).with_metadata(older)
+        with pytest.raises(SchemaError, match=f"'{name}' must be"):
+            check_columns(retyped, schema)
 
 
 def test_a_missing_retyped_or_relaxed_column_is_named_and_a_further_one_is_welcome() -> None:

@@ -94,7 +94,7 @@ def test_every_row_comes_back_with_its_bytes(folder: Path) -> None:
     for unit in units(folder, "train"):
         table = read_unit(unit, ["sample_id", "image.bytes", "mask.bytes", "ignore.bytes"], footers=footers)
         order = np.arange(unit.rows)[::-1]
-        images, masks, ignores = (encoded_bytes(table, name, order)[::-1] for name in PIXELS)
+        images, masks, ignores = (encoded_bytes(table, name, order)[::-1] for name in PIXELS[:3])
         rows = [_row(number + place) for place in range(unit.rows)]
         assert images == [row.image_jpeg for row in rows]
         assert masks == [row.mask_png for row in rows]

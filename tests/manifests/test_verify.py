@@ -175,6 +175,19 @@ def test_a_good_release_has_no_problem(folder: Path) -> None:
     assert verify_release(folder, pixels=False) == []
 
 
+def test_a_release_with_the_teachers_mask_beside_another_and_one_of_an_older_minor_version_are_good(
+    folder: Path,
+) -> None:
+    other = {"bytes": encode_mask(_mask(5)), "path": None}
+    assert _edit(folder, TRAIN_0, lambda rows: rows[0].update(teacher_mask=other)) == []
+    for path in sorted(folder.rglob("shards/**/*.parquet")):
+        table = pq.read_table(path).drop_columns(["teacher_mask"])
+        older = {b"curate.schema": b"shard", b"curate.schema_version": b"1.1"}
+        _write(path, table.replace_schema_metadata(older))
+    _commit(folder)
+    assert verify_release(folder) == []
+
+
 def test_a_flipped_bit_anywhere_is_named_with_its_file(folder: Path) -> None:
     rng = np.random.default_rng(0)
     for name in _listed(folder):
@@ -257,6 +270,15 @@ def test_an_absent_release_file_is_named(folder: Path) -> None:
 SHARD_CHANGES: dict[str, tuple[Callable[[list[dict[str, Any]]], object], str]] = {
     "mask exchanged": (lambda rows: rows[0]["mask"].update(bytes=encode_mask(_mask(5))), "exchanged"),
     "mask of another size": (lambda rows: rows[0]["mask"].update(bytes=encode_mask(_mask(0)[:, :9])), "mask is 9x24"),
+    "teacher mask of another size": (
+        lambda rows: rows[0].update(teacher_mask={"bytes": encode_mask(_mask(0)[:, :9]), "path": None}),
+        "teacher_mask is 9x24, the mask 32x24",
+    ),
+    "teacher mask that says nothing": (
+        lambda rows: rows[0].update(teacher_mask=rows[0]["mask"]),
+        "teacher_mask is the mask: it must be null",
+    ),
+    "label of another source": (lambda rows: rows[0].update(label_source="human"), "label_source differs"),
     "mask damaged": (lambda rows: rows[0]["mask"].update(bytes=rows[0]["mask"]["bytes"][:50]), "damaged"),
     "ignore of another size": (lambda rows: rows[0]["ignore"].update(bytes=encode_mask(_mask(0).T[:9])), "ignore mask"),
     "image truncated": (lambda rows: rows[1]["image"].update(bytes=rows[1]["image"]["bytes"][:-9]), "damaged JPEG"),

@@ -190,6 +190,9 @@ def result(**values: Any) -> Result:
         "verdicts": {"keep": 101, "weight": 12, "correct": 10, "hold": 44, "drop": 33},
         "sources": 17,
         "seconds": 61.6,
+        "calibrated": "not calibrated (no audit was given)",
+        "gates": (2, 9),
+        "judge_page": "out/judge.html",
     }
     return Result(**(facts | values))
 
@@ -206,11 +209,13 @@ def test_a_run_is_given_every_flag_and_tells_every_count(
     monkeypatch.setattr(cli, "curate", curate)
     (tmp_path / "c.toml").write_text("[label]\nrows = 7\n")
     more = ["--seed", "9", "--workers", "3", "--teacher", "t.pth", "--attributes", "a.csv", "--max-bad-fraction", "0.5"]
+    more += ["--gold", "g", "--audit", "a", "--audit", "b"]
     argv = [*RUN, *more, "--config", str(tmp_path / "c.toml"), "--", "--direct_runner_bundle_repeat=2"]
     assert main(argv) == 0
     (job,) = jobs
     assert (job.inputs, job.labelled, job.output, job.target) == (("in",), Path("lab"), "out", 5)
     assert (job.seed, job.teacher, job.attributes, job.max_bad) == (9, Path("t.pth"), "a.csv", 0.5)
+    assert (job.gold, job.audits) == (Path("g"), (Path("a"), Path("b")))
     assert (job.runner.name, job.runner.workers) == ("direct", 3)
     assert job.runner.flags == ("--direct_runner_bundle_repeat=2",)
     assert job.config.label.rows == 7
@@ -227,6 +232,7 @@ def test_a_run_is_given_every_flag_and_tells_every_count(
         "kept": 123,
     }
     assert "200 chosen from 17 sources; verdicts: keep 101, weight 12, correct 10, hold 44, drop 33" in shown.out
+    assert "judge: not calibrated (no audit was given); 2 of 9 gates closed; see out/judge.html" in shown.out
     assert "release out/[r-1] (verified; 62 s)" in shown.out
 
 

@@ -68,6 +68,9 @@ def test_a_run_is_told_all_it_needs() -> None:
     assert (values.target_size, values.output, values.seed, values.workers) == (50_000, "out", 7, 3)
     assert (values.runner, values.max_bad_fraction, values.plan) == ("direct", 0.05, False)
     assert (values.teacher, values.attributes, values.config) == (None, None, None)
+    assert (values.gold, values.audit) == (None, [])
+    people = parse([*RUN, "--gold", "g", "--audit", "a", "--audit", "b"])
+    assert (people.gold, people.audit) == (Path("g"), [Path("a"), Path("b")])
     assert values.beam == ("--project=p", "--", "x")
 
 
@@ -76,8 +79,9 @@ def test_run_is_the_default_command() -> None:
 
 
 def test_every_command_can_be_given() -> None:
-    given_commands = [RUN, ["demo", "--output", "o"], ["evaluate", "--output", "o"]]
-    given_commands += [["export", "m", "--output", "o"], ["preview", "v", "--model", "m", "--output", "o.mp4"]]
+    given_commands = [RUN, ["demo", "--output", "o"], ["audit", "p"], ["evaluate", "--output", "o"]]
+    given_commands += [["export", "m", "--output", "o"], ["next-round", "r", "--output", "o"]]
+    given_commands += [["preview", "v", "--model", "m", "--output", "o.mp4"]]
     given_commands += [["search", "--latency-ms", "5", "--output", "o"], ["teach", "--labelled", "l", "--output", "o"]]
     given_commands += [["train", "r", "--output", "o"], ["verify", "r"]]
     assert [parse(argv).command for argv in given_commands] == [name for name in COMMANDS if name != "teacher"]

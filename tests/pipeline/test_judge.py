@@ -1,45 +1,38 @@
-"""Laws of the judge: no student judges what it has seen, and every label gets exactly one verdict."""
+"""Laws of the judge's students: none judges what it has seen, and all see the human masks that they may see."""
 
 import dataclasses
 import hashlib
-from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image
 
-from manifests.mask import decode_mask, decode_soft, encode_mask, encode_soft
-from pipeline.embed import decode_jpeg, encode_jpeg, shrink
-from pipeline.errors import InputError, StageError
+from manifests.mask import decode_soft, encode_mask, encode_soft
+from pipeline.embed import decode_jpeg, encode_jpeg
+from pipeline.errors import StageError
+from pipeline.gold import GOLD
 from pipeline.judge import (
     FOLDS,
-    GOLD,
     SCORED,
-    VERDICTS,
     Fold,
     JudgeConfig,
     Score,
     _read_folds,
     _score,
     fold_tables,
-    gold_table,
-    labelled_digest,
-    verdicts,
 )
 from pipeline.label import LABELLED
 from pipeline.stage import Done, Part, Span, iter_tables, write_manifest
 from pipeline.step import write_tables
-from students.agreement import Features, Policy
 from students.train import Ensemble, StudentPrediction
 from tests.pipeline.media import texture
 from tests.pipeline.test_assign import finish
@@ -116,89 +109,6 @@ def test_where_nobody_can_judge_it_is_said_why(groups: list[int], sources: list[
     assert set(table.column("fold").to_pylist()) == {-1}
     assert (facts["folds"], facts["held"]) == (0, [])
     assert facts["reason"].startswith(reason)
-
-
-# The labelled set -----------------------------------------------------------------------------------------------------
-
-
-def draw_gold(folder: Path) -> None:
-    """Pictures of 128 x 64, 40 x 32 and 64 x 192 pixels; the first has pixels to ignore."""
-    for name in ("images", "masks", "ignore"):
-        (folder / name).mkdir(parents=True)
-    rng = np.random.default_rng(0)
-    for number, (height, width) in enumerate(((64, 128), (32, 40), (192, 64))):
-        Image.fromarray(texture(number, height, width)).save(folder / "images" / f"{number}.png")
-        mask = np.kron(rng.random((height // 2, width // 2)) < 0.5, np.ones((2, 2))) > 0
-        Image.fromarray(mask.astype(np.uint8) * 255).save(folder / "masks" / f"{number}.png")
-    void = np.zeros((64, 128), np.uint8)
-    void[10, 20] = void[33, 40:50] = 255
-    Image.fromarray(void).save(folder / "ignore" / "0.png")
-
-
-def pixels(path: Path) -> NDArray[np.uint8]:
-    return np.asarray(Image.open(path))
-
-
-def test_gold_has_the_size_of_the_students_and_keeps_every_ignored_pixel(tmp_path: Path) -> None:
-    draw_gold(tmp_path)
-    table = gold_table(tmp_path, 64)
-    assert table.schema.equals(GOLD)
-    rows = table.to_pylist()
-    assert [row["name"] for row in rows] == ["0", "1", "2"]
-    sizes = [(32, 64), (32, 40), (64, 21)]
-    for row, size in zip(rows, sizes, strict=True):
-        picture = decode_jpeg(row["picture"])
-        assert picture.shape == (*size, 3)
-        assert np.abs(picture.astype(int) - shrink(pixels(tmp_path / "images" / f"{row['name']}.png"), 64)).mean() < 8
-        assert decode_mask(row["mask"], MOST).shape == decode_mask(row["ignore"], MOST).shape == size
-    # Blocks of 2 x 2 pixels that are wholly person or not, and one void pixel condemns its block.
-    whole = pixels(tmp_path / "masks" / "0.png")[::2, ::2] > 0
-    np.testing.assert_array_equal(decode_mask(rows[0]["mask"], MOST), whole)
-    void = pixels(tmp_path / "ignore" / "0.png").reshape(32, 2, 64, 2).max(axis=(1, 3)) > 0
-    np.testing.assert_array_equal(decode_mask(rows[0]["ignore"], MOST), void)
-    np.testing.assert_array_equal(decode_mask(rows[1]["mask"], MOST), pixels(tmp_path / "masks" / "1.png") > 0)
-    assert not decode_mask(rows[1]["ignore"], MOST).any()
-
-
-def spoil_by_missing_mask(folder: Path) -> str:
-    (folder / "masks" / "1.png").unlink()
-    return "an image must have a mask of the same stem"
-
-
-def spoil_by_size(folder: Path) -> str:
-    Image.fromarray(np.zeros((40, 40), np.uint8)).save(folder / "masks" / "1.png")
-    return r"1 \(40x32 and 40x40\)"
-
-
-def spoil_by_absence(folder: Path) -> str:
-    (folder / "images").rename(folder / "pictures")
-    return "images.*must be a folder"
-
-
-@pytest.mark.parametrize("spoil", [spoil_by_missing_mask, spoil_by_size, spoil_by_absence])
-def test_a_labelled_set_that_does_not_fit_together_is_refused(tmp_path: Path, spoil: Callable[[Path], str]) -> None:
-    draw_gold(tmp_path)
-    message = spoil(tmp_path)
-    with pytest.raises(InputError, match=message):
-        gold_table(tmp_path, 64)
-    with pytest.raises(InputError, match=rf"--labelled: .*{message}"):
-        labelled_digest(tmp_path)
-
-
-def test_a_picture_that_ends_early_is_named(tmp_path: Path) -> None:
-    draw_gold(tmp_path)
-    data = (tmp_path / "images" / "2.png").read_bytes()
-    (tmp_path / "images" / "2.png").write_bytes(data[: len(data) // 2])
-    with pytest.raises(InputError, match=r"images/2.png.*replace or remove the file"):
-        gold_table(tmp_path, 64)
-
-
-def test_the_digest_of_a_labelled_set_is_of_its_files(tmp_path: Path) -> None:
-    draw_gold(tmp_path / "a")
-    draw_gold(tmp_path / "b")
-    assert labelled_digest(tmp_path / "a") == labelled_digest(tmp_path / "b")
-    (tmp_path / "b" / "ignore" / "0.png").unlink()
-    assert labelled_digest(tmp_path / "a") != labelled_digest(tmp_path / "b")
 
 
 # One score ------------------------------------------------------------------------------------------------------------
@@ -322,7 +232,7 @@ def bench(folder: Path, inverted: Sequence[int] = ()) -> Bench:
     gold = []
     for example in ellipses(2, 9):
         masks = {"mask": encode_mask(example.target > 0), "ignore": encode_mask(example.target > 1)}
-        gold.append({"name": "g", "picture": encode_jpeg(example.image, 92), **masks})
+        gold.append({"role": "gold", "name": "g", "picture": encode_jpeg(example.image, 92), **masks})
     return Bench(
         folder=folder,
         labels=as_step("label", folder / "label", parts),
@@ -428,153 +338,15 @@ def test_a_stage_that_is_not_finished_is_not_read(trained: tuple[Bench, Done], t
         Path(made.labels.folder, "aside.json").rename(Path(made.labels.folder, "_MANIFEST.json"))
 
 
-# Verdicts -------------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, kw_only=True)
-class Docket:
-    """What the verdicts are made of."""
-
-    scores: pa.Table
-    labels: pa.Table
-    folds: pa.Table
-    groups: dict[str, NDArray[np.str_]]
-
-    def __len__(self) -> int:
-        return int(self.scores.num_rows)
-
-    def take(self, order: Sequence[int]) -> "Docket":
-        rows = pa.array(order, pa.int64())
-        groups = {name: values[list(order)] for name, values in self.groups.items()}
-        tables = (self.scores.take(rows), self.labels.take(rows), self.folds.take(rows))
-        return Docket(scores=tables[0], labels=tables[1], folds=tables[2], groups=groups)
-
-    def judge(self, config: JudgeConfig | None = None) -> tuple[list[dict[str, Any]], dict[str, Any]]:
-        table, summary = verdicts(self.scores, self.labels, self.folds, self.groups, config or JudgeConfig())
-        assert table.schema.equals(VERDICTS)
-        return table.to_pylist(), summary
-
-
-def quantity(rng: np.random.Generator, bad: float) -> dict[str, float]:
-    """The features of a label that is good, or bad with the given probability."""
-    amount = float(rng.uniform(0.2, 0.5) if rng.random() < bad else rng.exponential(0.01))
-    miss = amount if rng.random() < 0.5 else 0.0
-    found = dict.fromkeys((field.name for field in dataclasses.fields(Features)), 0.0)
-    found |= {"miss": miss, "largest_miss": miss, "extra": amount - miss, "largest_extra": amount - miss}
-    found |= {"disagreement": min(1.0, amount), "softmin": max(0.0, 1 - amount), "stability": rng.uniform(0, 0.1)}
-    area = 0.0 if rng.random() < 0.05 else 0.3
-    return found | {"doubt": rng.choice([0, 0.1]), "teacher_area": area, "student_area": 0.3}
-
-
-def docket(seed: int, count: int, bad: float = 0.2, unjudged: float = 0.1, faulty: float = 0.1) -> Docket:
-    """Drawn scores: some labels have no judge, some frames no label."""
-    rng = np.random.default_rng(seed)
-    ids = [hashlib.sha256(f"{seed}-{i}".encode()).hexdigest()[:32] for i in range(count)]
-    clusters = rng.integers(0, 4, count)
-    fold = np.where(rng.random(count) < unjudged, -1, clusters % 2)
-    faults = ["gone" if rng.random() < faulty else None for _ in ids]
-    scores = []
-    for i, name in enumerate(ids):
-        known = fold[i] >= 0 and faults[i] is None
-        facts = quantity(rng, bad)
-        scores.append({"row": i, "sample_id": name, "fold": int(fold[i]), **(facts if known else {})})
-    schema = SCORED.remove(SCORED.get_field_index("student"))
-    folds = {"sample_id": ids, "cluster": clusters, "fold": fold, "key": np.arange(count).astype(np.uint64)}
-    return Docket(
-        scores=pa.Table.from_pylist(scores, schema=schema),
-        labels=pa.table({"fault": pa.array(faults, pa.string())}),
-        folds=pa.table(folds).cast(FOLDS),
-        groups={"light": np.where(rng.random(count) < 0.3, "dim", "normal")},
-    )
-
-
-DOCKETS = st.builds(
-    docket,
-    st.integers(0, 9999),
-    st.integers(1, 90),
-    st.sampled_from([0.0, 0.2, 0.8]),
-    st.sampled_from([0.0, 0.1, 1.0]),
-    st.sampled_from([0.0, 0.1, 1.0]),
-)
-DECISION = {"keep": "keep", "weight": "keep", "correct": "keep", "hold": "hold", "drop": "drop"}
-
-
-@settings(max_examples=60)
-@given(DOCKETS, st.sampled_from(get_args(Policy)))
-def test_every_label_gets_one_verdict_and_the_sums_agree(case: Docket, policy: Policy) -> None:
-    rows, summary = case.judge(JudgeConfig(policy=policy))
-    assert [row["sample_id"] for row in rows] == case.scores.column("sample_id").to_pylist()
-    fold, faults = case.folds.column("fold").to_pylist(), case.labels.column("fault").to_pylist()
-    judged = [f >= 0 and fault is None for f, fault in zip(fold, faults, strict=True)]
-    for row, known, fault in zip(rows, judged, faults, strict=True):
-        assert row["decision"] == DECISION[row["verdict"]]
-        assert (row["weight"] == 0) == (row["verdict"] in ("drop", "hold"))
-        assert 0 <= row["weight"] <= 1
-        assert (row["q"] is not None) == (row["gate"] is not None) == (row["calibrated"] is not None) == known
-        if fault is not None:
-            assert (row["verdict"], row["reasons"]) == ("drop", [f"no label: {fault}"])
-        elif not known:
-            assert (row["verdict"], row["weight"]) == ("keep", 1)
-            assert row["reasons"] == ["not judged: no student without its cluster"]
-        elif row["verdict"] != "keep":
-            assert row["reasons"]
-    assert summary["judged"] == sum(judged) == sum(c["labels"] for c in summary["clusters"].values())
-    found = Counter(row["verdict"] for row, known in zip(rows, judged, strict=True) if known)
-    for verdict in DECISION:
-        assert sum(cluster[verdict] for cluster in summary["clusters"].values()) == found[verdict]
-    assert (summary["method"] == "none") == (not any(judged))
-
-
-@settings(max_examples=40)
-@given(DOCKETS, st.randoms(use_true_random=False))
-def test_the_order_of_the_labels_changes_no_verdict(case: Docket, random: Any) -> None:
-    order = list(range(len(case)))
-    random.shuffle(order)
-    rows, summary = case.judge()
-    shuffled, other = case.take(order).judge()
-    assert shuffled == [rows[i] for i in order]
-    assert other == summary
-
-
-@pytest.mark.parametrize(
-    ("policy", "allowed"),
-    [("drop", {"drop"}), ("weight", {"weight"}), ("correct", {"correct", "weight"}), ("auto", {"correct", "drop"})],
-)
-def test_a_policy_acts_on_the_worst_labels_in_its_own_way(policy: Policy, allowed: set[str]) -> None:
-    case = docket(5, 400, bad=0.15, unjudged=0.0, faulty=0.0)
-    rows, summary = case.judge(JudgeConfig(policy=policy))
-    assert {cluster["gate"] for cluster in summary["clusters"].values()} == {"passed"}
-    bad = [a + b > 0.2 for a, b in zip(*(case.scores.column(n).to_pylist() for n in ("miss", "extra")), strict=True)]
-    acted = Counter(row["verdict"] for row, wrong in zip(rows, bad, strict=True) if wrong and row["verdict"] != "hold")
-    assert set(acted) - {"weight", "keep"} == allowed - {"weight"}
-    assert sum(acted[verdict] for verdict in allowed) > 0.7 * sum(acted.values())
-    good = [row["verdict"] for row, wrong in zip(rows, bad, strict=True) if not wrong]
-    assert good.count("drop") == 0
-
-
-def test_no_class_of_an_attribute_is_emptied_whoever_is_not_judged() -> None:
-    case = docket(5, 400, bad=0.15, unjudged=0.3, faulty=0.1)
-    wrong = [(row["miss"] or 0) + (row["extra"] or 0) > 0.2 for row in case.scores.to_pylist()]
-    dim = Docket(
-        scores=case.scores, labels=case.labels, folds=case.folds, groups={"light": np.where(wrong, "dim", "normal")}
-    )
-    rows, _ = dim.judge(JudgeConfig(policy="drop"))
-    kept = [row["decision"] == "keep" for row, bad in zip(rows, wrong, strict=True) if bad]
-    assert 0.4 <= np.mean(kept) < 0.5
-    free, _ = case.judge(JudgeConfig(policy="drop"))
-    assert np.mean([row["decision"] == "keep" for row, bad in zip(free, wrong, strict=True) if bad]) < 0.3
-
-
-def test_where_nobody_knows_who_is_wrong_nothing_is_dropped() -> None:
-    case = docket(5, 100, bad=1.0, unjudged=0.0, faulty=0.0)
-    rows, summary = case.judge(JudgeConfig(gate_iou=1.0))
-    assert {cluster["gate"] for cluster in summary["clusters"].values()} == {"failed"}
-    assert {row["verdict"] for row in rows} == {"keep", "hold"}
+# Settings -------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "values",
-    [{"folds": 1}, {"examples": 0}, {"similar": 1.1}, {"similar": -1.1}, {"gate_iou": 2.0}, {"gate_iou": -1.0}],
+    [
+        *({"folds": 1}, {"examples": 0}, {"similar": 1.1}, {"similar": -1.1}, {"gate_iou": 2.0}, {"gate_iou": -1.0}),
+        *({"audit_iou": 1.5}, {"audit_part": -0.5}, {"audit_agree": 2.0}),
+    ],
 )
 def test_impossible_settings_are_refused(values: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match=rf"judge.*{next(iter(values))}.*{next(iter(values.values()))}"):

@@ -162,6 +162,7 @@ def draw_judged(seed: int, count: int) -> Judged:
     }
     rows = [
         {"sample_id": i, "verdict": v, "decision": DECISION[v], "reasons": [], "weight": float(DECISION[v] == "keep")}
+        | {"audited": False}
         for i, v in zip(chosen["sample_id"], names, strict=True)
     ]
     return Judged(
@@ -280,6 +281,7 @@ def verdict_table(drawn: Drawn) -> pa.Table:
         verdict = VERDICT_NAMES[i % 5]
         weight = {"keep": 1.0, "correct": 1.0, "weight": 0.625}.get(verdict, 0.0)
         facts: dict[str, Any] = {"verdict": verdict, "decision": DECISION[verdict], "weight": weight, "reasons": ["r"]}
+        facts["audited"] = False
         judged = {"q": 0.5, "gate": "passed", "calibrated": False} if i % 2 == 0 else {}
         rows.append({"sample_id": name, **facts, **judged})
     return pa.Table.from_pylist(rows, schema=VERDICTS)
@@ -383,6 +385,10 @@ def test_a_picture_is_its_frame_and_a_mask_its_label(made: Published, done: Done
             assert sample["ignore"] is None
         assert sample["mask_sha256"] == mask_sha256(mask)
         assert (sample["mask_area_px"], sample["mask_components"]) == (mask.sum(), components(mask))
+        told = sample["teacher_mask"]
+        assert (told is not None) == changed.any()
+        if told is not None:
+            np.testing.assert_array_equal(decode_mask(told["bytes"], MOST), teacher)
         kinds[verdict] += 1
     assert set(kinds) == set(VERDICT_NAMES)
 

@@ -35,6 +35,7 @@ from tests.pipeline.test_label import MOST, rows_of
 from tests.pipeline.test_publish import LABEL_ROWS, Published, by_row, draw_published
 
 SEED = 2
+STUDENT = "ab" * 32
 RECORDED = 1_700_000_000_123_456_789
 PROBE = {"read": 35, "undecodable": 2, "duplicate": 3, "not_sampled": 4, "sources": 6}
 FAULT = {"source": "s", "stage": "probe", "error": "Truncated", "message": "m", "items": 2}
@@ -77,7 +78,7 @@ def draw_run(made: Published, published: Done) -> Run:
         embedder="clusterfit:x",
         models=(Model(role="teacher", id="t", sha256=made.drawn.sha256, source="given", licence="unknown"),),
         stages=stages,
-        judge={"judged": 7},
+        judge={"judged": 7, "folds": [{"fold": 0, "student_sha256": STUDENT}]},
         plan={"quotas": {**cells, "[9,9,9]": 0}},
         faults=[FAULT],
     )
@@ -318,8 +319,9 @@ def test_what_the_judge_says_is_there_where_a_judge_looked(written: Path, made: 
     for row in rows_below(written, "manifest") + rows_below(written, "dropped"):
         verdict = verdicts[row["sample_id"]]
         if verdict["q"] is None:
-            assert row["judge"] is None
+            assert (row["judge"], row["student_id"], row["student_sha256"]) == (None, None, None)
             continue
+        assert (row["student_id"], row["student_sha256"].hex()) == ("fold-0", STUDENT)
         assert row["judge"]["cluster"] == str(row["cluster_path"][0])
         facts = {name: row["judge"][name] for name in ("q", "gate", "calibrated", "miss", "fold")}
         assert facts == {"q": 0.5, "gate": "passed", "calibrated": False, "miss": 0.25, "fold": 0}
@@ -414,7 +416,7 @@ def test_statistics_add_up(written: Path) -> None:
         assert stats[name] == Counter(row[column] for row in rows)
         assert sum(stats[name].values()) == len(rows) == 14
     assert stats["sources"] == 6
-    assert stats["judge"] == {"judged": 7}
+    assert stats["judge"] == {"judged": 7, "folds": [{"fold": 0, "student_sha256": STUDENT}]}
     assert sorted(stats["attributes"]) == NAMES
     for name, values in stats["attributes"].items():
         for decision in ("keep", "hold", "drop"):

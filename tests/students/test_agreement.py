@@ -371,3 +371,45 @@ def test_arguments_that_do_not_fit_are_refused_by_name() -> None:
         Rules(cap=1.5)
     with pytest.raises(ValueError, match="one length"):
         Audit(features=[CALM], bad=np.zeros(2, bool), clusters=np.zeros(1, np.int64))
+
+
+# ── students and clusters that nobody can trust ──────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("area", "words"), [(0.0, "sees nobody"), (1.0, "sees nothing but people")])
+@pytest.mark.parametrize("audited", [False, True])
+def test_a_student_that_has_collapsed_is_trusted_nowhere(area: float, words: str, audited: bool) -> None:
+    samples = [replace(CALM, student_area=area, extra=0.01 * (i % 7), teacher_area=0.2) for i in range(40)]
+    clusters, bad = np.repeat([3, 5], 20), np.arange(40) % 7 > 4
+    audit = Audit(features=samples, bad=bad, clusters=clusters) if audited else None
+    gates = gate(samples, clusters, corruption(samples, clusters, audit), audit)
+    assert {g.outcome for g in gates.values()} == {"failed"}
+    assert all(words in g.reason and "40 of 40" in g.reason for g in gates.values())
+
+
+def test_a_student_that_sees_somebody_in_two_of_ten_images_has_not_collapsed() -> None:
+    samples = [replace(CALM, student_area=0.3 if i % 5 == 0 else 0.0) for i in range(40)]
+    clusters = np.zeros(40, np.int64)
+    assert gate(samples, clusters, corruption(samples, clusters))[0].outcome == "passed"
+
+
+@given(st.integers(0, 30), st.integers(1, 20))
+def test_a_cluster_that_people_found_mostly_wrong_is_held_as_a_whole_and_only_then(bad: int, rest: int) -> None:
+    samples = [CALM] * (30 + rest)
+    clusters = np.zeros(30 + rest, np.int64)
+    audit = Audit(features=samples[:30], bad=np.arange(30) < bad, clusters=clusters[:30])
+    rated = corruption(samples, clusters, audit)
+    decisions = decide(samples, clusters, rated, {0: PASSED}, ids=[f"{i:03}" for i in range(len(samples))])
+    mostly = rated.rates[0].low > Rules().cap
+    assert mostly == all(d.verdict == "hold" and d.reasons == ("mostly-wrong",) for d in decisions)
+    assert not any(d.verdict == "drop" for d in decisions) or not mostly
+
+
+def test_without_an_audit_no_cluster_is_held_as_a_whole() -> None:
+    samples = [replace(CALM, miss=0.8, largest_miss=0.8, disagreement=0.8)] * 4
+    clusters = np.zeros(4, np.int64)
+    rated = corruption(samples, clusters)
+    assert (rated.method, rated.counted) == ("absolute", False)
+    assert rated.rates[0].low > 0.5
+    decisions = decide(samples, clusters, rated, gate(samples, clusters, rated), ids=list("abcd"))
+    assert "hold" not in {d.verdict for d in decisions}
