@@ -262,6 +262,9 @@ def _dealt(photos: Sequence[Photograph], counts: dict[str, int]) -> dict[str, Se
         low = min(round(start), len(photos) - 1)
         dealt[part] = photos[low : max(round(stop), low + 1)]
         start = stop
+    names = [name for part in dealt.values() for name, _image, _mask in part]
+    if len(set(names)) < len(names):
+        raise SystemExit(f"{len(photos)} photographs are too few for {len(counts)} parts that share none")
     return dealt
 
 

@@ -1,5 +1,8 @@
 """An audit: frames of a pool, drawn blind, whose masks people draw to tell how good the labels are.
 
+Frames may also be chosen from a list of what is worth drawing (`sampled` is false): no random sample, so their masks
+become labels and tell no rate.
+
 ::
 
     folder/
@@ -105,6 +108,8 @@ class Audit:
         fingerprint: of the release (64 hex digits), or the digest of the stage.
         samples: the frames by ascending name.
         strata: cluster -> how many of how many; none of them is named at a frame.
+        sampled: whether the frames were drawn at random; else they were chosen from a list. A file that does not say
+            so was written when all were.
     """
 
     seed: int
@@ -113,9 +118,12 @@ class Audit:
     fingerprint: str
     samples: tuple[Drawn, ...]
     strata: Mapping[str, Stratum]
+    sampled: bool = True
 
     def __post_init__(self) -> None:
         _check_count(self.seed, "seed", 0)
+        if type(self.sampled) is not bool:
+            raise AuditError(f"sampled must be true or false, got {self.sampled!r:.80}")
         _check_count(self.size, "size", 1)
         if self.origin not in get_args(Origin):
             raise AuditError(f"from must be one of {get_args(Origin)}, got {self.origin!r:.80}")
@@ -139,11 +147,13 @@ class AuditedMask:
         drawn: the frame.
         mask: path of the mask.
         ignore: path of the pixels to leave out, or None.
+        sampled: whether its frame was drawn at random.
     """
 
     drawn: Drawn
     mask: Path
     ignore: Path | None
+    sampled: bool = True
 
 
 def render_audit(audit: Audit) -> bytes:
@@ -151,30 +161,19 @@ def render_audit(audit: Audit) -> bytes:
     samples = [{field: getattr(sample, field) for field in _SAMPLE_FIELDS} for sample in audit.samples]
     strata = {name: {"population": s.population, "drawn": s.drawn} for name, s in audit.strata.items()}
     facts = {"seed": audit.seed, "size": audit.size, "from": audit.origin, "fingerprint": audit.fingerprint}
+    facts["sampled"] = audit.sampled
     return canonical_json({"format": FORMAT, **facts, "samples": samples, "strata": strata})
 
 
 def parse_audit(data: bytes) -> Audit:
-    """Parse and check the bytes of an `audit.json`; `render_audit` of the result gives the same bytes.
+    """Parse and check the bytes of an `audit.json`.
+
+    `render_audit` of the result gives the same bytes, if they state `sampled`; absent, it is true.
 
     Raises:
         AuditError: too large, no canonical JSON, another format, or a field that is missing, surplus or malformed.
     """
-    if len(data) > MAX_BYTES:
-        raise AuditError(f"{AUDIT_FILE} must have at most {MAX_BYTES} bytes, has {len(data)} or more")
-    try:
-        value = json.loads(data)
-        canonical = canonical_json(value)
-    except (ValueError, RecursionError) as error:  # ReleaseError is a ValueError
-        raise AuditError(f"{AUDIT_FILE} is no valid JSON: {error}") from error
-    if isinstance(value, dict) and value.get("format", FORMAT) != FORMAT:
-        found = value["format"]
-        raise AuditError(f"{AUDIT_FILE} has format {found!r:.20}, this curate reads {FORMAT}; use the curate it is of")
-    _check_fields(value, _FIELDS, AUDIT_FILE)
-    if canonical != data:
-        raise AuditError(f"{AUDIT_FILE} is not in canonical form (sorted keys, no spaces); put the original back")
-    if not isinstance(value["samples"], list) or not isinstance(value["strata"], dict):
-        raise AuditError(f"{AUDIT_FILE}: samples must be a list and strata an object")
+    value = _fields(data)
     for entry in value["samples"]:
         _check_fields(entry, _SAMPLE_FIELDS, "samples: an entry")
     for name, entry in value["strata"].items():
@@ -186,7 +185,30 @@ def parse_audit(data: bytes) -> Audit:
         fingerprint=value["fingerprint"],
         samples=tuple(Drawn(**entry) for entry in value["samples"]),
         strata={name: Stratum(**entry) for name, entry in value["strata"].items()},
+        sampled=value["sampled"],
     )
+
+
+def _fields(data: bytes) -> dict[str, Any]:
+    """The fields of the bytes of an `audit.json`, none missing or surplus."""
+    if len(data) > MAX_BYTES:
+        raise AuditError(f"{AUDIT_FILE} must have at most {MAX_BYTES} bytes, has {len(data)} or more")
+    try:
+        value: dict[str, Any] = json.loads(data)
+        canonical = canonical_json(value)
+    except (ValueError, RecursionError) as error:  # ReleaseError is a ValueError
+        raise AuditError(f"{AUDIT_FILE} is no valid JSON: {error}") from error
+    if isinstance(value, dict) and value.get("format", FORMAT) != FORMAT:
+        found = value["format"]
+        raise AuditError(f"{AUDIT_FILE} has format {found!r:.20}, this curate reads {FORMAT}; use the curate it is of")
+    if isinstance(value, dict):
+        value.setdefault("sampled", True)
+    _check_fields(value, _FIELDS, AUDIT_FILE)
+    if canonical != data:
+        raise AuditError(f"{AUDIT_FILE} is not in canonical form (sorted keys, no spaces); put the original back")
+    if not isinstance(value["samples"], list) or not isinstance(value["strata"], dict):
+        raise AuditError(f"{AUDIT_FILE}: samples must be a list and strata an object")
+    return value
 
 
 def is_audit(folder: Path) -> bool:
@@ -230,7 +252,7 @@ def read_audit(folder: Path) -> tuple[tuple[AuditedMask, ...], int]:
     audit = load_audit(folder)
     masks, ignores = _files(folder / "masks", audit), _files(folder / "ignore", audit)
     done = tuple(
-        AuditedMask(drawn=drawn, mask=masks[drawn.name], ignore=ignores.get(drawn.name))
+        AuditedMask(drawn=drawn, mask=masks[drawn.name], ignore=ignores.get(drawn.name), sampled=audit.sampled)
         for drawn in audit.samples
         if drawn.name in masks
     )
@@ -259,7 +281,7 @@ def load_mask(audited: AuditedMask) -> tuple[NDArray[np.bool_], NDArray[np.bool_
 
 
 def audit_sha256(audited: Iterable[AuditedMask]) -> str:
-    """Hex digest over frames and file contents, whatever the order, the names and the folders.
+    """Hex digest over frames, whether they were sampled, and file contents, whatever order, names and folders.
 
     Raises:
         AuditError: a file cannot be read.
@@ -267,14 +289,15 @@ def audit_sha256(audited: Iterable[AuditedMask]) -> str:
     items = []
     for one in audited:
         contents = [b"-" if path is None else hashlib.sha256(_read(path)).digest() for path in (one.mask, one.ignore)]
-        items.append(b"%s %s " % (one.drawn.sample_id.encode(), one.drawn.content_sha256.encode()) + b"".join(contents))
+        facts = b"%s %s " % (one.drawn.sample_id.encode(), one.drawn.content_sha256.encode())
+        items.append(facts + b"".join(contents) + (b"" if one.sampled else b" chosen"))
     digest = hashlib.sha256()
     for item in sorted(items):
         digest.update(b"%d:" % len(item) + item)
     return digest.hexdigest()
 
 
-_FIELDS = ("format", "seed", "size", "from", "fingerprint", "samples", "strata")
+_FIELDS = ("format", "seed", "size", "from", "fingerprint", "sampled", "samples", "strata")
 _SAMPLE_FIELDS = ("name", "sample_id", "content_sha256", "width", "height")
 
 

@@ -59,6 +59,7 @@ _INDEX = [
     "width",
     "height",
     "label_source",
+    "label_confidence",
     "group_id",
     "decision",
     "split",
@@ -365,7 +366,7 @@ def _check_shard(folder: Path, entry: FileEntry, places: _Places | None, *, pixe
             yield Problem(path=entry.path, message=message)
 
 
-_COMPARED = ["sample_id", "content_sha256", "mask_sha256", "width", "height", "label_source"]
+_COMPARED = ["sample_id", "content_sha256", "mask_sha256", "width", "height", "label_source", "label_confidence"]
 
 
 def _differences(found: pa.Table, expected: pa.Table | None) -> Iterator[str]:
@@ -374,7 +375,9 @@ def _differences(found: pa.Table, expected: pa.Table | None) -> Iterator[str]:
         yield f"holds {len(found)} rows, but the manifest places {len(rows)} rows here, or not each in one row"
         return
     for name in _COMPARED:
-        differs = pc.not_equal(found.column(name), expected.column(name)).fill_null(False)
+        differs = pc.not_equal(found.column(name), expected.column(name))
+        gone = pc.and_(pc.is_null(found.column(name)), pc.is_valid(expected.column(name)))
+        differs = pc.or_(differs.fill_null(False), gone)
         for number in np.flatnonzero(differs.to_numpy()):
             sample = expected.column("sample_id")[int(number)].as_py()
             yield f"row {number}, sample {sample}: {name} differs from the manifest's"

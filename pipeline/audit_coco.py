@@ -7,7 +7,7 @@ a category ``ignore``.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -25,6 +25,34 @@ from pipeline.errors import InputError
 PERSON, IGNORE = "person", "ignore"
 _NAMED = 10
 _ALL = "audit"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Made:
+    """What a file holds of one frame.
+
+    Attributes:
+        mask: PNG file of the persons.
+        ignore: PNG file of the pixels that must not count; None: all do.
+        annotated: whether the file has any annotation of it.
+    """
+
+    mask: bytes
+    ignore: bytes | None
+    annotated: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Imported:
+    """What was taken over.
+
+    Attributes:
+        frames: that the file covers.
+        empty: those of them that it shows nobody in, for it has no annotation of them.
+    """
+
+    frames: int
+    empty: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,14 +81,16 @@ def check_audit(folder: Path) -> Progress:
     return Progress(done=len(masks), unfinished=unfinished)
 
 
-def import_coco(folder: Path, file: Path) -> int:
+def import_coco(folder: Path, file: Path, *, empty: bool = False) -> Imported:
     """Writes the masks that a COCO file holds into an audit folder: all of them, or none where one is at fault.
 
-    An image that the file lists without an annotation shows nobody. Killed while it writes, the same command goes on:
-    a mask that is there already may come again if it is the same.
+    Killed while it writes, the same command goes on: a mask that is there already may come again if it is the same.
 
-    Returns:
-        Frames that the file covers.
+    Args:
+        folder: of the audit.
+        file: of the tool.
+        empty: whether an image that the file lists without an annotation shows nobody. Without it such images are
+            refused, for a tool lists those that nobody has looked at as well.
 
     Raises:
         InputError: the folder or the file breaks a rule, or a frame has another mask already; names the first ten.
@@ -74,23 +104,37 @@ def import_coco(folder: Path, file: Path) -> int:
         raise InputError(str(error)) from error
     except CocoError as error:
         raise InputError(f"{file}: {error}; nothing was imported") from error
-    files: dict[Path, bytes] = {}
-    for name, (mask, ignore) in made.items():
-        if ignore is not None:  # first: a frame with a mask is done
-            files[folder / "ignore" / f"{name}.png"] = ignore
-        files[folder / "masks" / f"{name}.png"] = mask
+    bare = [name for name, one in made.items() if not one.annotated]
+    if bare and not empty:
+        raise InputError(
+            f"{file}: {len(bare)} of {len(made)} images have no annotation: {_named(bare)}; where people looked and "
+            "saw nobody, add --empty; where nobody has looked yet, leave the images out of the file; nothing was "
+            "imported"
+        )
+    _check_other(folder, file, made)
+    for name, one in made.items():
+        if one.ignore is not None:  # first: a frame with a mask is done
+            storage.write_bytes(str(folder / "ignore" / f"{name}.png"), one.ignore)
+        storage.write_bytes(str(folder / "masks" / f"{name}.png"), one.mask)
+    return Imported(frames=len(made), empty=len(bare))
+
+
+def _check_other(folder: Path, file: Path, made: Mapping[str, Made]) -> None:
+    """Refuses to write over, or to leave beside a new mask, what is there already and differs."""
+    files: dict[Path, bytes | None] = {folder / "masks" / f"{name}.png": one.mask for name, one in made.items()}
+    files |= {folder / "ignore" / f"{name}.png": one.ignore for name, one in made.items()}
     other = [path for path, data in files.items() if path.exists() and path.read_bytes() != data]
     if other:
-        shown = ", ".join(f"{path.parent.name}/{path.name}" for path in other[:_NAMED])
-        more = f" and {len(other) - _NAMED} more" if len(other) > _NAMED else ""
-        raise InputError(f"{file}: {shown}{more} hold other masks already; remove those, or these images from the file")
-    for path, data in files.items():
-        storage.write_bytes(str(path), data)
-    return len(made)
+        shown = _named([f"{path.parent.name}/{path.name}" for path in other])
+        raise InputError(f"{file}: {shown} hold other masks already; remove those, or these images from the file")
 
 
-def masks_of_coco(value: Any, drawn: Mapping[str, Drawn]) -> dict[str, tuple[bytes, bytes | None]]:
-    """The mask of every image that a COCO file lists, and its pixels that must not count (None: all do), as PNG files.
+def _named(names: Sequence[str]) -> str:
+    return ", ".join(names[:_NAMED]) + (f" and {len(names) - _NAMED} more" if len(names) > _NAMED else "")
+
+
+def masks_of_coco(value: Any, drawn: Mapping[str, Drawn]) -> dict[str, Made]:
+    """The mask of every image that a COCO file lists, by the name of its frame.
 
     Args:
         value: the parsed file.
@@ -107,13 +151,17 @@ def masks_of_coco(value: Any, drawn: Mapping[str, Drawn]) -> dict[str, tuple[byt
     persons, ignored = _read(value, PERSON), _read(value, IGNORE) if _has(value, IGNORE) else None
     _check_categories(value)
     faults: list[str] = []
-    made: dict[str, tuple[bytes, bytes | None]] = {}
+    made: dict[str, Made] = {}
     for image in persons.videos.get(_ALL, ()):
         try:
             name = _name(image, drawn, made)
-            ignore = _merged(ignored.regions.get(image.id, ()), image) if ignored else None
-            mask = encode_mask(_merged(persons.regions.get(image.id, ()), image))
-            made[name] = (mask, encode_mask(ignore) if ignore is not None and ignore.any() else None)
+            people, void = (part.regions.get(image.id, ()) if part else () for part in (persons, ignored))
+            mask, ignore = _merged(people, image), _merged(void, image)
+            made[name] = Made(
+                mask=encode_mask(mask),
+                ignore=encode_mask(ignore) if ignore.any() else None,
+                annotated=bool(people or void),
+            )
         except CocoError as error:
             faults.append(str(error))
     if not made and not faults:

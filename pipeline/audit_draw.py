@@ -44,11 +44,13 @@ class Draw:
         frames: in the order of their names.
         strata: cluster -> how many of how many.
         notes: sentences a user must know.
+        sampled: whether they are a random sample.
     """
 
     frames: tuple[Frame, ...]
     strata: Mapping[str, Stratum]
     notes: tuple[str, ...]
+    sampled: bool = True
 
 
 def draw_audit(
@@ -71,14 +73,50 @@ def draw_audit(
         InputError: there is nothing to draw, a source is gone, or the output holds something else.
         StorageError: the folder cannot be written.
     """
-    drawn = draw(_left(pool, without), size, seed)
+    seen = audited_ids(without)
+    drawn = draw([frame for frame in pool.frames if frame.sample_id not in seen], size, seed)
+    return write_audit(pool, output, drawn, size=size, seed=seed, coco=coco), drawn.notes
+
+
+def audited_ids(folders: Sequence[Path]) -> set[str]:
+    """The sample ids of audit folders.
+
+    Raises:
+        InputError: one is no audit.
+    """
+    try:
+        return {drawn.sample_id for folder in folders for drawn in load_audit(folder).samples}
+    except AuditError as error:
+        raise InputError(f"--without: {error}") from error
+
+
+def write_audit(pool: Pool, output: Path, drawn: Draw, *, size: int, seed: int, coco: bool = False) -> Audit:
+    """Writes the folder of what was drawn; equal arguments give equal bytes.
+
+    Args:
+        pool: what it was drawn from.
+        output: a new or empty folder, or one with this very audit in which nobody has drawn yet.
+        drawn: the frames.
+        size: frames that were asked for.
+        seed: of the draw.
+        coco: whether to write a COCO file for annotation tools.
+
+    Returns:
+        What ``audit.json`` says.
+
+    Raises:
+        InputError: a source is gone, or the output holds something else or lies in what is drawn from.
+        StorageError: the folder cannot be written.
+    """
+    if output.resolve().is_relative_to(pool.folder.resolve()):
+        raise InputError(f"--output {output} lies in {pool.folder}, which must not change; choose another folder")
     try:
         audit = audit_of(pool, drawn, size, seed)
     except AuditError as error:
         raise InputError(f"the pool is damaged: {error}; publish or label again") from error
     check_target(output, audit)
     _write(output, audit, pool, drawn.frames, coco=coco)
-    return audit, drawn.notes
+    return audit
 
 
 def draw(frames: Sequence[Frame], size: int, seed: int) -> Draw:
@@ -109,7 +147,6 @@ def draw(frames: Sequence[Frame], size: int, seed: int) -> Draw:
             chosen += in_turn(candidates, many, seed, taken)
     if not chosen:
         raise InputError("no labelled frame can be drawn: all are without pixels or were audited; draw from elsewhere")
-    chosen.sort(key=lambda frame: (selection_key(seed, f"name|{frame.sample_id}"), frame.sample_id))
     strata = {name: Stratum(population=population[name], drawn=numbers[name]) for name in population}
     short = allocate(population, size)
     notes = [
@@ -120,7 +157,12 @@ def draw(frames: Sequence[Frame], size: int, seed: int) -> Draw:
     ]
     if len(chosen) < size:
         notes.append(f"{len(chosen)} frames were drawn and not {size}: more cannot be had from {len(frames)} in all")
-    return Draw(frames=tuple(chosen), strata=strata, notes=tuple(notes))
+    return Draw(frames=shuffled(chosen, seed), strata=strata, notes=tuple(notes))
+
+
+def shuffled(frames: Sequence[Frame], seed: int) -> tuple[Frame, ...]:
+    """The order of the names: by a hash of its own, which tells nothing of a frame."""
+    return tuple(sorted(frames, key=lambda one: (selection_key(seed, f"name|{one.sample_id}"), one.sample_id)))
 
 
 def allocate(population: Mapping[str, int], size: int, room: Mapping[str, int] | None = None) -> dict[str, int]:
@@ -238,6 +280,7 @@ def audit_of(pool: Pool, drawn: Draw, size: int, seed: int) -> Audit:
         fingerprint=pool.fingerprint,
         samples=samples,
         strata=drawn.strata,
+        sampled=drawn.sampled,
     )
 
 
@@ -272,20 +315,17 @@ def check_target(output: Path, audit: Audit) -> None:
             f"check what is there: curate audit {output}"
         )
     surplus = names - {AUDIT_FILE, ANNOTATIONS, *_FOLDERS}
-    if surplus or (output / AUDIT_FILE).read_bytes() != render_audit(audit):
+    if surplus or not _is_same(output, audit):
         found = repr(min(surplus)) if surplus else "another audit, whose images may be with people already"
         raise InputError(f"--output {output} holds {found}; give another --output, or move it away")
 
 
-def _left(pool: Pool, without: Sequence[Path]) -> list[Frame]:
-    """The frames of a pool that are in none of the audits."""
-    seen: set[str] = set()
-    for folder in without:
-        try:
-            seen |= {drawn.sample_id for drawn in load_audit(folder).samples}
-        except AuditError as error:
-            raise InputError(f"--without: {error}") from error
-    return [frame for frame in pool.frames if frame.sample_id not in seen]
+def _is_same(output: Path, audit: Audit) -> bool:
+    """Whether a folder holds this audit, whatever version of curate wrote it."""
+    try:
+        return load_audit(output) == audit
+    except AuditError:
+        return False
 
 
 def _write(output: Path, audit: Audit, pool: Pool, frames: Sequence[Frame], *, coco: bool) -> None:

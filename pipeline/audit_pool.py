@@ -74,12 +74,14 @@ class Pool:
     Attributes:
         origin: of the frames.
         fingerprint: of the release, or digest of the stage.
+        folder: of the release or stage.
         frames: with a pseudo label, in no order that matters.
         pictures: gives (sample id, JPEG file) of frames that are shown, each once, in any order.
     """
 
     origin: Origin
     fingerprint: str
+    folder: Path
     frames: tuple[Frame, ...]
     pictures: Callable[[Sequence[Frame]], Iterator[tuple[str, bytes]]]
 
@@ -139,7 +141,7 @@ def release_pool(folder: Path) -> Pool:
         for frame in sorted(wanted, key=lambda frame: (frame.shard, frame.row)):
             yield frame.sample_id, _picture(folder / frame.shard, frame)
 
-    return Pool(origin="release", fingerprint=fingerprint(data), frames=tuple(frames), pictures=pictures)
+    return Pool(origin="release", fingerprint=fingerprint(data), folder=folder, frames=tuple(frames), pictures=pictures)
 
 
 def _shards(release: Release) -> dict[tuple[str, int], str]:
@@ -165,6 +167,9 @@ def _frames_of_release(table: pa.Table, shards: dict[tuple[str, int], str]) -> I
 
 def _facts(row: dict[str, Any]) -> dict[str, Any]:
     path, content = row["cluster_path"], row["content_sha256"]
+    if not path or content is None:
+        lacks = "cluster_path" if not path else "content_sha256"
+        raise InputError(f"sample {row['sample_id']} has no {lacks}, so it cannot be drawn; publish or label again")
     named = {name: row[name] for name in ("sample_id", "width", "height")}
     return {**named, "content_sha256": content.hex(), "cluster": str(path[0]), "group": row["group_id"]}
 
@@ -240,7 +245,7 @@ def stage_pool(folder: Path, config: Config) -> Pool:
         rows = chosen.take(pa.array(sorted(frame.row for frame in wanted), pa.int64()))
         yield from _decoded(rows, config)
 
-    return Pool(origin="stage", fingerprint=done.digest, frames=frames, pictures=pictures)
+    return Pool(origin="stage", fingerprint=done.digest, folder=folder, frames=frames, pictures=pictures)
 
 
 def _chosen(root: Path, ids: pa.ChunkedArray, folder: Path) -> pa.Table:

@@ -4,12 +4,15 @@
 
     audit folders ─ by sample id ─▶ chosen row ─ masks of one frame against each other ─▶ contradicted?
                                                └ the first of them against the label ──▶ bad?
+
+Frames that were chosen from a list (``sampled`` is false) are no random sample: their masks become labels, and what
+they say of the teacher counts in no rate.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,6 +36,7 @@ AUDITED = pa.schema(
         pa.field("row", pa.int64(), nullable=False),
         pa.field("sample_id", pa.string(), nullable=False),
         pa.field("used", pa.bool_(), nullable=False),
+        pa.field("sampled", pa.bool_(), nullable=False),
         pa.field("contradicted", pa.bool_(), nullable=False),
         pa.field("bad", pa.bool_(), nullable=False),
         pa.field("iou", pa.float64(), nullable=False),
@@ -42,12 +46,18 @@ AUDITED = pa.schema(
         pa.field("ignore", pa.binary()),
     ]
 )
-"""Audited rows that have a label, by row; ``mask`` and ``ignore`` at full size, as a person drew them."""
+"""Rows that people masked and that have a label, by row; ``mask`` and ``ignore`` at full size, as they were drawn.
+
+``sampled`` rows are in an audit that was drawn at random; only they calibrate. ``used`` ones get the mask as label.
+"""
 
 SIDE = 512
 """Long side, in pixels, at which a label and a human mask are compared."""
 CONTRADICTED = 0.2
 """Share of the frames masked twice that may contradict each other before an audit is not trusted."""
+
+FEWEST = 8
+"""Frames masked twice below which contradictions say nothing of the whole audit."""
 
 Bools = NDArray[np.bool_]
 
@@ -90,12 +100,19 @@ NO_AUDIT: dict[str, Any] = {
     "unlabelled": 0,
     "used": 0,
     "bad": 0,
+    "chosen": 0,
+    "chosen_bad": 0,
+    "chosen_reason": "",
     "contradictions": [],
     "twice": 0,
     "trusted": False,
     "reason": "no audit was given",
 }
-"""The facts of a run without an audit."""
+"""The facts of a run without an audit.
+
+``used`` and ``bad`` are of frames drawn at random, ``chosen`` and ``chosen_bad`` of the others whose masks are used;
+``trusted`` and ``reason`` of the random audit, ``chosen_reason`` says why no chosen frame is used. All else is of both.
+"""
 
 
 def compare(teacher: Bools, human: Bools, ignore: Bools, rules: AuditRules) -> Compared:
@@ -129,8 +146,11 @@ def audited_table(
 ) -> tuple[pa.Table, dict[str, Any]]:
     """Joins the audits of a run to its chosen rows.
 
-    Of several masks of one frame that agree, that of the folder given first is used. An audit in which more than a
-    fifth of the frames masked twice contradict each other is not trusted: nothing of it is used.
+    Of several masks of one frame that agree, that of the folder given first is used, audits before lists; a frame
+    masked in both counts as random. Frames whose masks contradict each other are left out. An audit in which more than
+    a fifth of at least 8 frames masked twice do is not trusted: nothing of any folder is used. Chosen frames are the
+    doubtful ones, so contradictions among them say nothing of the audit: where they are more than a fifth, likewise of
+    8 at least, the chosen frames alone go unused.
 
     Args:
         human: the audits.
@@ -151,13 +171,14 @@ def audited_table(
     for row in sorted(row for row in joined if teachers[row] is not None):
         teacher = decode_mask(teachers[row] or b"", MAX_PIXELS)
         rows.append({"row": row, "sample_id": joined[row][0].drawn.sample_id, **_facts(joined[row], teacher, rules)})
-    against = sorted(row["sample_id"] for row in rows if row["contradicted"])
-    twice = sum(len(joined[row["row"]]) > 1 for row in rows)
-    trusted = len(against) <= CONTRADICTED * twice
+    twice = {row for row, several in joined.items() if len(several) > 1}
+    sampled, chosen_ones = ([row for row in rows if row["sampled"] == kind] for kind in (True, False))
+    reason = _distrust(sampled, twice, "frames")
+    chosen_reason = (reason or _distrust(chosen_ones, twice, "chosen frames")) if chosen_ones else ""
     for found in rows:
+        trusted = not (reason if found["sampled"] else chosen_reason)
         found["used"] = trusted and not found["contradicted"]
-    used = [row for row in rows if row["used"]]
-    told = f"{len(against)} of {twice} frames that two people masked contradict each other, more than a fifth"
+    used, also = ([row for row in part if row["used"]] for part in (sampled, chosen_ones))
     facts = {
         "folders": len(human.audits),
         "masks": len(masks),
@@ -166,12 +187,23 @@ def audited_table(
         "unlabelled": len(joined) - len(rows),
         "used": len(used),
         "bad": sum(row["bad"] for row in used),
-        "contradictions": against,
-        "twice": twice,
-        "trusted": trusted,
-        "reason": "" if trusted else told,
+        "chosen": len(also),
+        "chosen_bad": sum(row["bad"] for row in also),
+        "chosen_reason": chosen_reason,
+        "contradictions": sorted(row["sample_id"] for row in rows if row["contradicted"]),
+        "twice": sum(row["row"] in twice for row in rows),
+        "trusted": not reason,
+        "reason": reason,
     }
     return pa.Table.from_pylist(rows, schema=AUDITED), facts
+
+
+def _distrust(rows: Sequence[Mapping[str, Any]], twice: Set[int], name: str) -> str:
+    """Why people contradict each other too often to be trusted, or nothing."""
+    against, both = sum(row["contradicted"] for row in rows), sum(row["row"] in twice for row in rows)
+    if both < FEWEST or against <= CONTRADICTED * both:
+        return ""
+    return f"{against} of {both} {name} that two people masked contradict each other, more than a fifth"
 
 
 def _joined(masks: Sequence[AuditedMask], chosen: pa.Table) -> dict[int, list[AuditedMask]]:
@@ -212,6 +244,7 @@ def _teachers(labels: Sequence[str], rows: Sequence[int]) -> dict[int, bytes | N
 
 
 def _facts(masks: Sequence[AuditedMask], teacher: Bools, rules: AuditRules) -> Mapping[str, Any]:
+    masks = sorted(masks, key=lambda one: not one.sampled)
     try:
         drawn = [load_mask(one) for one in masks]
     except AuditError as error:
@@ -222,6 +255,7 @@ def _facts(masks: Sequence[AuditedMask], teacher: Bools, rules: AuditRules) -> M
     pairs = itertools.combinations(drawn, 2)
     found = compare(teacher, mask, ignore, rules)
     return {
+        "sampled": masks[0].sampled,
         "contradicted": any(iou(a, b, void_a | void_b) < rules.agree for (a, void_a), (b, void_b) in pairs),
         "bad": found.bad,
         "iou": found.iou,

@@ -23,10 +23,11 @@ from manifests.verify import VerifyError, find_releases, verify_release  # noqa:
 from pipeline import demo, flags, storage  # noqa: E402
 from pipeline.audit_coco import check_audit, import_coco  # noqa: E402
 from pipeline.audit_draw import draw_audit  # noqa: E402
+from pipeline.audit_list import list_audit, read_list  # noqa: E402
 from pipeline.audit_pool import open_pool  # noqa: E402
 from pipeline.config import did_you_mean, read_config  # noqa: E402
 from pipeline.driver import curate, estimate, train_teacher  # noqa: E402
-from pipeline.errors import CurateError, UsageError  # noqa: E402
+from pipeline.errors import CurateError, InputError, UsageError  # noqa: E402
 from pipeline.evaluate import Evaluated, compare, evaluate  # noqa: E402
 from pipeline.export import export_student  # noqa: E402
 from pipeline.job import Job, Result  # noqa: E402
@@ -271,35 +272,47 @@ def _train(values: argparse.Namespace, console: Console) -> int:
 
 
 def _audit(values: argparse.Namespace, console: Console) -> int:
-    drawing = ("--size", "--output", "--seed", "--coco", "--without", "--config")
-    told = [flag for flag in drawing if (value := getattr(values, flag[2:])) is not None and value is not False]
+    if values.empty and values.import_coco is None:
+        raise UsageError("--empty is about --import-coco; give both, or leave it out")
     if is_audit(values.path) or values.import_coco is not None:
-        if told:
-            raise UsageError(f"{', '.join(told)} is about drawing, {values.path} is read; leave it out")
         return _read_audit(values)
+    if not values.path.exists():
+        raise InputError(f"{values.path} does not exist; name a release, the --output of a run, or an audit folder")
+    return _draw_audit(values, console)
+
+
+def _draw_audit(values: argparse.Namespace, console: Console) -> int:
     if values.output is None:
         raise UsageError(f"{values.path} holds no audit.json, so frames are drawn from it: give --output DIR")
     if not storage.is_local(values.output):
         raise UsageError(f"--output {values.output} must be a folder of this machine; copy it from there")
+    listed = None if values.list is None else read_list(values.list)
     pool = open_pool(values.path, None if values.config is None else read_config(values.config))
-    audit, notes = draw_audit(
-        pool,
-        Path(values.output),
-        size=200 if values.size is None else values.size,
-        seed=values.seed or 0,
-        coco=values.coco,
-        without=values.without or (),
-    )
+    output, seed, without = Path(values.output), values.seed or 0, values.without or ()
+    if listed is None:
+        size = 200 if values.size is None else values.size
+        audit, notes = draw_audit(pool, output, size=size, seed=seed, coco=values.coco, without=without)
+    else:
+        audit, notes = list_audit(
+            pool, output, listed=listed, size=values.size, seed=seed, coco=values.coco, without=without
+        )
     for note in notes:
         _say(console, note)
     clusters = sum(stratum.drawn > 0 for stratum in audit.strata.values())
-    print(f"{values.output}: {len(audit.samples)} frames of {clusters} clusters; draw masks/0001.png and so on")  # noqa: T201
+    frames = "frames" if audit.sampled else "listed frames"
+    print(f"{values.output}: {len(audit.samples)} {frames} of {clusters} clusters; draw masks/0001.png and so on")  # noqa: T201
     return 0
 
 
 def _read_audit(values: argparse.Namespace) -> int:
+    drawing = ("--size", "--list", "--output", "--seed", "--coco", "--without", "--config")
+    told = [flag for flag in drawing if (value := getattr(values, flag[2:])) is not None and value is not False]
+    if told:
+        raise UsageError(f"{', '.join(told)} is about drawing, {values.path} is read; leave it out")
     if values.import_coco is not None:
-        print(f"{values.path}: {import_coco(values.path, values.import_coco)} masks imported")  # noqa: T201
+        made = import_coco(values.path, values.import_coco, empty=values.empty)
+        shown = f"; {made.empty} of {made.frames} show nobody" if values.empty else ""
+        print(f"{values.path}: {made.frames} masks imported{shown}")  # noqa: T201
     progress = check_audit(values.path)
     print(f"{values.path}: {progress.done} of {progress.done + progress.unfinished} masks are done and good")  # noqa: T201
     return 0

@@ -215,7 +215,8 @@ def _audit(table: argparse._SubParsersAction[Parser]) -> Parser:
         metavar="PATH",
         help="to draw from: a release, a finished label stage, or the --output of a run; to check: an audit folder",
     )
-    add("--size", type=size, metavar="N", help="frames to draw (default 200)")
+    add("--size", type=size, metavar="N", help="frames to draw (default 200, of a --list all)")
+    add("--list", type=Path, metavar="FILE", help="draw no sample but these frames: label_first.csv of next-round")
     add("--output", type=_folder, metavar="DIR", help="where they go: a new or empty folder")
     add("--seed", type=_natural, metavar="S", help="of the draw (default 0)")
     add("--coco", action="store_true", help="also write annotations.json, with the images and no person, for tools")
@@ -228,6 +229,7 @@ def _audit(table: argparse._SubParsersAction[Parser]) -> Parser:
     )
     add("--config", type=Path, metavar="FILE", help="for a label stage: TOML file of the run, [probe] and [publish]")
     add("--import-coco", type=Path, metavar="FILE", help="into an audit folder: masks from a tool's COCO file")
+    add("--empty", action="store_true", help="with --import-coco: images without an annotation show nobody")
     return audit
 
 

@@ -5,8 +5,10 @@ role          trains the teacher  trains the students   calibrates the judge   b
 ============  ==================  ====================  =====================  ==========================
 `--labelled`  unless --teacher    yes                   no                     no
 `--gold`      no                  yes                   no                     no
-`--audit`     no                  no                    yes                    yes
+`--audit`     no                  no                    if sampled             yes
 ============  ==================  ====================  =====================  ==========================
+
+Frames that were chosen from a list (``curate audit --list``) are not sampled: they calibrate nothing.
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ GOLD = pa.schema(
     ]
 )
 _NAMED = 10
+_CHANGED = "has changed since the run began; run again when nobody works on it"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -96,6 +99,32 @@ def labelled_digest(folder: Path, flag: str = "--labelled") -> str:
         return labelled_sha256(read_labelled(folder))
     except LabelledError as error:
         raise InputError(f"{flag}: {error}") from error
+
+
+def check_sets(human: Human) -> None:
+    """Refuses folders of masks that are not what they were when the run began.
+
+    Raises:
+        InputError: one of them has changed; names it and the remedy.
+    """
+    for role, folder in human.folders.items():
+        if labelled_digest(folder, f"--{role}") != human.digests[role]:
+            raise InputError(f"--{role} {folder} {_CHANGED}")
+
+
+def check_audits(human: Human) -> None:
+    """Refuses masks of audits that are not what they were when the run began.
+
+    Raises:
+        InputError: one of them has changed or is gone; names its folder and the remedy.
+    """
+    for masks, digest in zip(human.audits, human.audit_digests, strict=True):
+        try:
+            same = audit_sha256(masks) == digest
+        except AuditError as error:
+            raise InputError(f"--audit: {error}; it {_CHANGED}") from error
+        if not same:
+            raise InputError(f"--audit {masks[0].mask.parent.parent} {_CHANGED}")
 
 
 def gold_table(folders: Mapping[str, Path], side: int) -> pa.Table:
@@ -161,10 +190,10 @@ def _audited(one: AuditedMask, folder: Path) -> Iterator[tuple[bytes, str]]:
 
 
 def _content(path: Path) -> bytes | None:
-    """The hash of an image's pixels; None where it is broken, which is told when it is used."""
+    """The hash of an image's pixels; None where it is broken or gone, which is told when it is used."""
     try:
         return content_sha256(decode_image(path.read_bytes()).pixels)
-    except ImageError:
+    except (ImageError, OSError):
         return None
 
 

@@ -78,13 +78,14 @@ class Job:
 
 
 STEP_VERSIONS: dict[str, int] = {
+    "audit": 2,
     "chosen": 2,
     "cluster": 3,
     "dedupe": 3,
     "gold": 2,
     "placed": 3,
     "plan": 3,
-    "verdict": 2,
+    "verdict": 3,
 }
 """Code versions of driver steps whose results have changed since version 1; a changed step gets a new folder."""
 

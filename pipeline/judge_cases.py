@@ -47,6 +47,8 @@ REASONS = {
     "nobody": "teacher and student see nobody",
     "nobody-labelled-but-seen": "the label shows nobody, the student sees a person",
     "whole-image-labelled": "the label is the whole picture",
+    "mostly-wrong": "people found most of the cluster wrong: all of it that nobody checked is held",
+    "drawn": "a person drew the mask, of a frame chosen from a list",
 }
 """What the reasons of a verdict say; one that is not here stands as it is."""
 

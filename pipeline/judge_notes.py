@@ -60,15 +60,19 @@ def _audit(audit: Mapping[str, Any]) -> Iterator[str]:
     against = _listed(audit["contradictions"])
     told = {
         "used": "People masked {used} of these frames; by their masks {bad} of the labels are bad.",
+        "chosen": "People masked {chosen} frames that were chosen from a list. Their masks are the labels there; of "
+        "the teacher's {chosen_bad} were bad. They are no random sample: they count in no rate and calibrate nothing.",
         "reason": "The audit is not trusted and nothing of it is used: {reason}.",
+        "chosen_reason": "No mask of a frame chosen from a list is used: {chosen_reason}.",
         "contradictions": f"Of {{twice}} audited frames masked twice, these contradict each other: {against}.",
         "unfinished": "The audit is unfinished: {unfinished} of its frames have no mask yet.",
         "not_in_run": "{not_in_run} of the audit's {masks} masks are of frames that this run did not choose.",
         "unlabelled": "{unlabelled} audited frames could not be decoded again: they have no label and stay out.",
     }
     yield from (text.format(**audit) for name, text in told.items() if audit[name])
-    if not audit["used"]:
-        yield "Nothing of the audit is used, so no label is calibrated by it."
+    if not audit["used"] and not audit["reason"]:
+        what = "No mask of a frame drawn at random is used" if audit["chosen"] else "Nothing of the audit is used"
+        yield f"{what}, so no label is calibrated by it."
 
 
 def _calibration(summary: Mapping[str, Any]) -> Iterator[str]:
@@ -78,13 +82,9 @@ def _calibration(summary: Mapping[str, Any]) -> Iterator[str]:
     for fold in summary["folds"]:
         if fold["calibrated"]:
             continue
-        count, bad = fold["audited"], fold["bad"]
-        if count < SMALLEST:
-            why = f"{count} audited labels, fewer than {SMALLEST}"
-        elif bad in (0, count):
-            why = f"all {count} audited labels are {'bad' if bad else 'good'}"
-        else:
-            why = f"{count} audited labels, {bad} of them bad, do not fit what its student says"
+        count = fold["audited"]
+        few = f"{count} audited labels, fewer than {SMALLEST}"
+        why = few if count < SMALLEST else f"all {count} audited labels are {'bad' if fold['bad'] else 'good'}"
         yield f"Fold {fold['fold']} is not calibrated: {why}."
 
 
@@ -118,7 +118,8 @@ def _clusters(clusters: Mapping[str, Mapping[str, Any]], cap: float) -> Iterator
     if wrong:
         yield (
             f"Most labels of {_named(wrong)} seem to be wrong; where they are not held as a whole, at most "
-            f"{100 * cap:.0f} % of a cluster is acted upon, so wrong ones stay. Another teacher, or labelled images like these, would help more than the judge."
+            f"{100 * cap:.0f} % of a cluster is acted upon, so wrong ones stay. "
+            "Another teacher, or labelled images like these, would help more than the judge."
         )
     moved = sum(facts["elsewhere"] for facts in clusters.values())
     if moved:

@@ -185,6 +185,11 @@ def _audit(summary: Mapping[str, Any]) -> tuple[bool, str, str]:
             "No person checked a label of this run: q orders the labels, but it is no share of bad ones, and whether "
             "it is right in a cluster was not tested."
         )  # fmt: skip
+    if audit["chosen"] and not audit["used"]:
+        return False, "no random sample", (
+            "People drew frames that were chosen from a list. Their masks are labels, but tell no share of bad ones: q "
+            "is estimated as if nobody had looked."
+        )  # fmt: skip
     if not audit["trusted"]:
         return False, "not trusted", "q is estimated without it, as if nobody had looked."
     if not summary["calibrated"]:
@@ -212,10 +217,17 @@ def _facts(summary: Mapping[str, Any]) -> Html:
         ["… of frames masked twice", f"{audit['twice']:,}"],
         ["… that contradict each other", _listed(contradictions) or "0"],
         ["… used", f"{audit['used']:,}; the teacher's label is bad in {audit['bad']:,}"],
+        ["… used of frames chosen from a list", _chosen(audit)],
         ["… trusted", "yes" if audit["trusted"] else f"no: {audit['reason']}"],
     ]
     told = rows + drawn if audit["folders"] else rows
     return table(["What", "Value"], told, caption="The judgement in facts", text=(0, 1))
+
+
+def _chosen(audit: Mapping[str, Any]) -> str:
+    if not audit["chosen"]:
+        return f"0: {audit['chosen_reason']}" if audit["chosen_reason"] else "0"
+    return f"{audit['chosen']:,}; the teacher's label was bad in {audit['chosen_bad']:,}, which counts in no rate"
 
 
 def _listed(names: Sequence[str]) -> str:

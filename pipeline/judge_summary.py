@@ -78,8 +78,9 @@ class Outcome:
         fold: int64, -1 where none judges.
         labelled: whether there is a label.
         judged: whether a student judged it.
-        audited: whether a person's mask is used.
-        bad: whether that says the label is bad.
+        audited: whether a person's mask is used that was drawn for an audit, so of a random sample.
+        drawn: whether one is used that was drawn from a list; it counts in no rate.
+        bad: whether either says the label is bad.
         q: float64, NaN where not judged.
         verdict: text.
         reasons: of each row.
@@ -91,6 +92,7 @@ class Outcome:
     labelled: Bools
     judged: Bools
     audited: Bools
+    drawn: Bools
     bad: Bools
     q: NDArray[np.float64]
     verdict: NDArray[np.str_]
@@ -247,10 +249,10 @@ def _class(outcome: Outcome, mine: Bools, refused: Bools, overall: Mapping[bool,
 def one_threshold(outcome: Outcome) -> Bools:
     """(N,) the rows that one global threshold on q would refuse, were it to refuse as many as were dropped or held.
 
-    Audited rows are no more refused by it than by the judge; ties go by sample id.
+    Rows that people masked are no more refused by it than by the judge; ties go by sample id.
     """
     lost = outcome.judged & np.isin(outcome.verdict, ("hold", "drop"))
-    rows = np.flatnonzero(outcome.judged & ~outcome.audited)
+    rows = np.flatnonzero(outcome.judged & ~(outcome.audited | outcome.drawn))
     ranked = rows[np.lexsort((outcome.ids[rows], -outcome.q[rows]))]
     refused = np.zeros(len(outcome.ids), np.bool_)
     refused[ranked[: int(lost.sum())]] = True

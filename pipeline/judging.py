@@ -21,7 +21,7 @@ import pyarrow as pa
 from pipeline import storage
 from pipeline.assign import group_column
 from pipeline.audited import NO_AUDIT, audited_table
-from pipeline.gold import Human, gold_table
+from pipeline.gold import Human, check_audits, check_sets, gold_table
 from pipeline.job import Job
 from pipeline.judge import Fold, Score, fold_tables
 from pipeline.judge_report import write_judge_report
@@ -29,6 +29,7 @@ from pipeline.judge_summary import Basis
 from pipeline.known import attribute_names, effective, mask_columns, with_masks
 from pipeline.stage import Done, Span, iter_tables, read_span
 from pipeline.step import write_json, write_tables
+from pipeline.teacher import taught_with
 from pipeline.verdicts import verdicts
 
 SUMMARY, PAGE = "judge.json", "judge.html"
@@ -45,9 +46,21 @@ def judge(job: Job, human: Human, chosen: Done, label: Done) -> dict[str, Done]:
     """
     stages = {"gold": _gold(job, human), **_audit(job, human, chosen, label)}
     stages |= _score(job, chosen, label, stages["gold"])
-    stages["verdict"] = _verdict(job, chosen, label, stages)
+    stages["verdict"] = _verdict(job, gold_role(job, human), chosen, label, stages)
     _report(job, label, stages)
     return stages
+
+
+def gold_role(job: Job, human: Human) -> str:
+    """What anchors the students: "given" (--gold), "labelled", or "none" where those images also taught the teacher.
+
+    A checkpoint of ``curate teach`` says what it was taught with; of another nobody knows.
+    """
+    if job.gold is not None:
+        return "given"
+    if job.teacher is None or taught_with(job.teacher) == human.digests["labelled"]:
+        return "none"
+    return "labelled"
 
 
 def summary_of(verdict: Done) -> dict[str, Any]:
@@ -63,12 +76,18 @@ def audited_rows(audit: Done | None, columns: list[str]) -> pa.Table | None:
 
 def _gold(job: Job, human: Human) -> Done:
     side = job.config.label.student_side
+
+    def make(folder: Path) -> list[str]:
+        table = gold_table(human.folders, side)
+        check_sets(human)  # after it was read: hours may lie between
+        return write_tables(folder, [table], 64)
+
     return job.step(
         "gold",
         side,
         [f"{role} {digest}" for role, digest in human.digests.items()],
         ["opencv-python-headless", "pillow"],
-        lambda folder: write_tables(folder, [gold_table(human.folders, side)], 64),
+        make,
     )
 
 
@@ -81,13 +100,15 @@ def _audit(job: Job, human: Human, chosen: Done, label: Done) -> dict[str, Done]
     def make(folder: Path) -> list[str]:
         rows = read_span(Span(uri=chosen.uris()[0]), ["sample_id", "content_sha256", "width", "height"])
         table, facts = audited_table(human, rows, label.uris(), rules)
+        check_audits(human)
         return [*write_tables(folder, [table], 64), write_json(folder, "audit.json", facts)]
 
     named: list[Done | str] = [*human.audit_digests, *(f"unfinished {count}" for count in human.unfinished)]
     libraries = ["opencv-python-headless", "pillow"]
     done = job.step("audit", rules, [chosen, label, *named], libraries, make)
     facts = json.loads(storage.read_bytes(done.uri("audit.json")))
-    job.say("audit", f"{facts['used']} of {facts['masks']} masks used, {facts['bad']} labels bad by them")
+    listed = f", {facts['chosen']} more of chosen frames" if facts["chosen"] else ""
+    job.say("audit", f"{facts['used']} of {facts['masks']} masks used, {facts['bad']} labels bad by them{listed}")
     return {"audit": done}
 
 
@@ -116,8 +137,8 @@ def _score(job: Job, chosen: Done, label: Done, gold: Done) -> dict[str, Done]:
     return {"folds": folds, "fold": fold, "score": score}
 
 
-def _verdict(job: Job, chosen: Done, label: Done, stages: Mapping[str, Done]) -> Done:
-    config, role = job.config.judge, "given" if job.gold else "labelled" if job.teacher else "none"
+def _verdict(job: Job, role: str, chosen: Done, label: Done, stages: Mapping[str, Done]) -> Done:
+    config = job.config.judge
     names = ("score", "fold", "folds", "gold", *(("audit",) if "audit" in stages else ()))
 
     def make(folder: Path) -> list[str]:
@@ -135,7 +156,7 @@ def _verdict(job: Job, chosen: Done, label: Done, stages: Mapping[str, Done]) ->
             read_span(Span(uri=folds.uris()[0])),
             groups,
             config,
-            audited=audited_rows(audit, ["row", "used", "bad"]),
+            audited=audited_rows(audit, ["row", "used", "sampled", "bad"]),
             basis=_basis(stages, role),
         )
         return [*write_tables(folder, [table]), write_json(folder, SUMMARY, summary)]

@@ -37,11 +37,11 @@ from pipeline.config import Config, build, read_config
 from pipeline.errors import InputError, UsageError
 from pipeline.judge_summary import FORMAT
 from pipeline.mask_attributes import MASK_ATTRIBUTES
-from pipeline.next_labels import Candidates, LabelList, gates_of, label_first, pool_small
+from pipeline.next_labels import Candidates, LabelList, label_first
 from pipeline.next_targets import ClassNeed, JudgedLabels, NextTargets, class_needs, next_targets, render_toml
 from pipeline.stage import identity
 from pipeline.train import one_release
-from pipeline.verdicts import AUDIT_REASON, WRONG_REASON
+from pipeline.verdicts import AUDIT_REASON, DRAWN_REASON, WRONG_REASON
 from training.files import sha256_file
 
 LIST_COLUMNS = (
@@ -73,6 +73,9 @@ _LISTED = (*LIST_COLUMNS[1:6], "q", "distance", "calibrated")
 _ATTR = "attr."
 _SHOWN = 12
 _CUTS = (10, 50, 100)
+_FORMULA = ("=", "+", "-", "@")
+_COLLAPSED = "the student has collapsed"
+_DRAW = "draw a blind sample with curate audit"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -82,14 +85,15 @@ class NextRound:
     Attributes:
         release: the folder that was read.
         judged: labels that the judge has looked at.
-        audited: those of them whose mask a person has drawn.
+        audited: those of them whose mask a person has drawn for an audit.
+        drawn: those whose mask a person has drawn from a list such as this.
         calibrated: whether an audit stands behind any of the judge's probabilities.
         reason: why nobody was judged, or empty.
         needs: of every class.
         targets: of the next selection.
-        expected: labels mended if every label that is not audited were drawn.
+        expected: labels mended if every label that nobody has drawn were.
         first: the labels to draw first.
-        closed: clusters whose gate is not passed.
+        closed: cluster -> what can be done about its gate, where that is not passed.
         clusters: all that were judged.
         files: ``next.toml`` and ``label_first.csv``.
     """
@@ -97,13 +101,14 @@ class NextRound:
     release: Path
     judged: int
     audited: int
+    drawn: int
     calibrated: bool
     reason: str
     needs: Sequence[ClassNeed]
     targets: NextTargets
     expected: float
     first: LabelList
-    closed: int
+    closed: Mapping[str, str]
     clusters: int
     files: tuple[str, str]
 
@@ -155,25 +160,27 @@ def _plan(
     select = build(Config, settings, "the settings").select
     own = {*COMPUTED, *MASK_ATTRIBUTES}
     targets = next_targets(needs, select, [name for name in names if name not in own])
-    open_rows = rows.filter(pa.array(~judged.audited))
-    candidates = _candidates(open_rows, summary["clusters"])
+    drawn = _bools(rows, "drawn")
+    open_rows = rows.filter(pa.array(~(judged.audited | drawn)))
+    closed = _closed(_coded(rows, "cluster")[0], summary["clusters"])
+    candidates = _candidates(open_rows)
     first = label_first(candidates, labels)
     files = storage.join(output, "label_first.csv"), storage.join(output, "next.toml")
     text = _toml(folder.name, settings, targets)
-    told = [candidates.gates[number].name for number in candidates.cluster[first.rows].tolist()]
-    storage.write_bytes(files[0], _csv(open_rows.take(pa.array(first.rows)), first, told).encode())
+    storage.write_bytes(files[0], _csv(open_rows.take(pa.array(first.rows)), first).encode())
     storage.write_bytes(files[1], text.encode())
     return NextRound(
         release=folder,
         judged=rows.num_rows,
         audited=int(judged.audited.sum()),
+        drawn=int(drawn.sum()),
         calibrated=bool(summary["calibrated"]),
         reason=str(summary.get("reason") or ""),
         needs=needs,
         targets=targets,
         expected=float((candidates.q * candidates.distance).sum()),
         first=first,
-        closed=sum(said.get("gate") != "passed" for said in summary["clusters"].values()),
+        closed=closed,
         clusters=len(summary["clusters"]),
         files=(files[1], files[0]),
     )
@@ -260,7 +267,7 @@ def _judged_rows(folder: Path, listing: Release) -> tuple[pa.Table, list[str]]:
     """The judged rows of ``manifest/`` and ``dropped/`` in the order of their sample ids, and the attributes' names.
 
     Columns: sample_id, source_uri, group_id, frame_pts_us, cluster, verdict, q, distance, calibrated, lost, audited,
-    bad and ``attr.NAME``; those that repeat are dictionaries.
+    drawn, bad and ``attr.NAME``; those that repeat are dictionaries.
     """
     paths = [_checked(folder, entry) for entry in listing.files if entry.schema == "manifest"]
     names: list[str] = []
@@ -302,7 +309,8 @@ def _parts(file: pq.ParquetFile, names: Sequence[str]) -> Iterator[pa.Table]:
 def _columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
     table = table.filter(pc.is_valid(pc.struct_field(table.column("judge"), "q")))
     judge = {name: pc.struct_field(table.column("judge"), name) for name in _JUDGE}
-    audited, bad = (_has(table.column("decision_reasons"), reason) for reason in (AUDIT_REASON, WRONG_REASON))
+    reasons = (AUDIT_REASON, DRAWN_REASON, WRONG_REASON)
+    audited, drawn, bad = (_has(table.column("decision_reasons"), reason) for reason in reasons)
     columns: dict[str, Any] = {name: table.column(name) for name in ("sample_id", "frame_pts_us")}
     repeated = {name: judge[name] if name in judge else table.column(name) for name in _REPEATED}
     repeated |= {_ATTR + name: pc.struct_field(table.column("attr"), [name, "value"]) for name in names}
@@ -313,6 +321,7 @@ def _columns(table: pa.Table, names: Sequence[str]) -> pa.Table:
         "calibrated": pc.fill_null(judge["calibrated"], False),
         "lost": pc.not_equal(table.column("decision"), "keep"),
         "audited": audited,
+        "drawn": drawn,
         "bad": pc.and_(audited, bad),
     }
     return pa.table(columns)
@@ -343,21 +352,27 @@ def _coded(rows: pa.Table, name: str) -> tuple[list[str], NDArray[np.int64]]:
     return values, np.concatenate([np.zeros(0, np.int64), *codes]).astype(np.int64)
 
 
-def _candidates(rows: pa.Table, clusters: Mapping[str, Any]) -> Candidates:
-    names, cluster = _coded(rows, "cluster")
-    present = np.bincount(cluster[cluster >= 0], minlength=len(names)) > 0
-    known = [name for name, there in zip(names, present, strict=True) if there]
-    order = sorted({*known, *clusters})
-    place = {name: i for i, name in enumerate(order)}
-    number = np.array([*(place.get(name, -1) for name in names), -1], np.int64)[cluster]  # the last is that of a null
-    gates, pool = pool_small(gates_of(clusters, order), np.bincount(number[number >= 0], minlength=len(order)))
-    return Candidates(
-        q=_floats(rows, "q"),
-        distance=_floats(rows, "distance"),
-        cluster=np.append(pool, -1)[number],
-        source=_coded(rows, "group_id")[1],
-        gates=gates,
-    )
+def _candidates(rows: pa.Table) -> Candidates:
+    return Candidates(q=_floats(rows, "q"), distance=_floats(rows, "distance"), source=_coded(rows, "group_id")[1])
+
+
+def _closed(judged: Sequence[str], clusters: Mapping[str, Any]) -> dict[str, str]:
+    """Clusters whose gate is not passed -> what can be done about it.
+
+    Raises:
+        ValueError: a judged cluster is not in the judge's summary, or what it says of a gate is no gate.
+    """
+    if strange := sorted(set(judged) - set(clusters)):
+        raise ValueError(f"cluster {strange[0]!r} has judged labels but is not in the judge's summary")
+    closed = {}
+    for name, said in clusters.items():
+        outcome = said.get("gate") if isinstance(said, Mapping) else None
+        if outcome not in ("passed", "failed", "uncertain"):
+            raise ValueError(f"cluster {name!r}: gate must be passed, failed or uncertain, got {outcome!r}")
+        if outcome != "passed":
+            why = str(said.get("gate_reason") or "")
+            closed[name] = f"{why}; no audit opens its gate" if why.startswith(_COLLAPSED) else _DRAW
+    return closed
 
 
 # ── writing ───────────────────────────────────────────────────────────────────────────────────────────────────────
@@ -384,30 +399,33 @@ def _toml(release: str, settings: Mapping[str, Any], targets: NextTargets) -> st
     return text
 
 
-def _csv(rows: pa.Table, first: LabelList, guarded: Sequence[str]) -> str:
+def _csv(rows: pa.Table, first: LabelList) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(LIST_COLUMNS)
     strings = [rows.column(name).cast(pa.string()) if name in _REPEATED else rows.column(name) for name in _LISTED]
-    listed = zip(*(column.to_pylist() for column in strings), first.gain.tolist(), first.left.tolist(), strict=True)
-    for i, (*told, q, distance, calibrated, gain, left) in enumerate(listed):
+    listed = zip(*(column.to_pylist() for column in strings), first.gain.tolist(), strict=True)
+    for i, (*told, q, distance, calibrated, gain) in enumerate(listed):
         numbers = [f"{value:.6f}" for value in (q, distance, gain)]
-        opens = left if first.unlock[i] > 0 else 0
-        writer.writerow([i + 1, *told, *numbers, _reason(q, calibrated, guarded[i], opens)])
+        writer.writerow([i + 1, *map(_plain, told), *numbers, _reason(q, calibrated)])
     return text.getvalue()
 
 
-def _reason(q: float, calibrated: bool, guarded: str, opens: int) -> str:
-    words = ["probably wrong" if q >= 0.5 else "perhaps wrong" if q >= 0.1 else "probably right"]
-    if opens:
-        words.append(f"one of {opens} still needed to open the gate of {guarded}")
-    return "; ".join(words if calibrated else [*words, "uncalibrated"])
+def _plain(cell: object) -> object:
+    """A cell that a spreadsheet does not take for a formula."""
+    return f"'{cell}" if isinstance(cell, str) and cell.startswith(_FORMULA) else cell
+
+
+def _reason(q: float, calibrated: bool) -> str:
+    word = "probably wrong" if q >= 0.5 else "perhaps wrong" if q >= 0.1 else "probably right"
+    return word if calibrated else f"{word}; uncalibrated"
 
 
 def show(result: NextRound, console: Console) -> None:
     """Prints the classes with the largest need and what the first labels are expected to mend."""
-    gates = f"gates not passed: {result.closed} of {result.clusters}"
-    _print(console, f"{result.judged} labels judged, {result.audited} audited; {gates}")
+    gates = f"gates not passed: {len(result.closed)} of {result.clusters}"
+    drawn = f", {result.drawn} drawn from lists" if result.drawn else ""
+    _print(console, f"{result.judged} labels judged, {result.audited} audited{drawn}; {gates}")
     if not result.judged:
         _print(console, f"nothing was judged{': ' + result.reason if result.reason else ''}; so nothing is asked for")
     if result.needs:
@@ -418,6 +436,8 @@ def show(result: NextRound, console: Console) -> None:
         console.print(_gain_table(result))
         if not result.calibrated:
             _print(console, "uncalibrated: no audit stands behind these numbers; their order says more than their size")
+    for name, remedy in result.closed.items():
+        _print(console, f"cluster {name}: {remedy}")
     changed = ", ".join(result.targets.changed) or "none"
     _print(console, f"{result.files[0]}: new targets: {changed}; select with 'curate run --config {result.files[0]}'")
     _print(console, f"{result.files[1]}: {len(result.first.rows)} labels to draw first")
@@ -439,14 +459,14 @@ def _need_table(result: NextRound) -> Table:
 def _gain_table(result: NextRound) -> Table:
     mark = "" if result.calibrated else " (uncalibrated)"
     table = Table(title=f"expected gain, in labels mended{mark}", title_justify="left")
-    for name in ("labels drawn", "mended", "by drawing", "by opening gates", "of all expected errors"):
+    for name in ("labels drawn", "mended", "of all expected errors"):
         table.add_column(name, justify="right")
-    direct, unlock = np.cumsum(result.first.direct), np.cumsum(result.first.unlock)
-    many = len(direct)
+    mended = np.cumsum(result.first.gain)
+    many = len(mended)
     for cut in sorted({*(cut for cut in _CUTS if cut < many), many}):
-        drawn, opened = float(direct[cut - 1]), float(unlock[cut - 1])
-        share = f"{min(1.0, (drawn + opened) / result.expected):.2%}" if result.expected else "–"
-        table.add_row(f"first {cut}", f"{drawn + opened:.2f}", f"{drawn:.2f}", f"{opened:.2f}", share)
+        drawn = float(mended[cut - 1])
+        share = f"{min(1.0, drawn / result.expected):.2%}" if result.expected else "–"
+        table.add_row(f"first {cut}", f"{drawn:.2f}", share)
     return table
 
 

@@ -235,6 +235,10 @@ def _manifest(
     audited = verdicts.column("audited").combine_chunks()
     columns = {name: chosen.column(name) for name in chosen.column_names if name in manifest_schema(names).names}
     columns |= {name: labels.column(name) for name in _SAID}
+    columns |= {
+        name: pc.if_else(audited, pa.scalar(None, labels.schema.field(name).type), labels.column(name).combine_chunks())
+        for name in ("label_confidence", "boundary_uncertainty")  # of a mask that a person's has replaced
+    }
     columns |= {name: scores.column(name) for name in ("student_iou", "student_boundary_iou")}
     columns |= {
         "aspect_bucket": [aspect_bucket(w, h) for w, h in _sizes(chosen)],

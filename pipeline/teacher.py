@@ -11,7 +11,7 @@ from pipeline.errors import InputError, UsageError
 from pipeline.step import digest_of
 from teachers import detectron2, zoo
 from teachers.backend import TeacherConfig, adapted, load_model, load_teacher
-from teachers.checkpoint import CheckpointError, save_checkpoint
+from teachers.checkpoint import CheckpointError, read_metadata, save_checkpoint
 from teachers.evaluate import Evaluation, EvaluationError, evaluate, read_attributes
 from teachers.teacher import Teacher, TeacherError
 
@@ -30,6 +30,20 @@ def open_teacher(path: Path, config: Config) -> Teacher:
         return load_teacher(path, config.teacher)
     except (CheckpointError, TeacherError, ValueError) as error:
         raise InputError(f"--teacher {path}: {str(error).removeprefix(f'{path}: ')}") from error
+
+
+def taught_with(path: Path) -> str:
+    """The digest of the labelled set that a checkpoint of ``curate teach`` was taught with; "" of any other.
+
+    Raises:
+        InputError: the checkpoint is no good.
+    """
+    try:
+        stored = (read_metadata(path) if path.suffix == ".safetensors" else None) or {}
+    except CheckpointError as error:
+        raise InputError(f"--teacher {path}: {str(error).removeprefix(f'{path}: ')}") from error
+    digest = stored.get("labelled_sha256")
+    return digest if isinstance(digest, str) else ""
 
 
 def settings_digest(config: Config) -> str:

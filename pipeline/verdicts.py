@@ -18,7 +18,7 @@ from pipeline.judge_summary import KEPT, Basis, JudgedFold, Outcome, summary_of
 from students.agreement import Audit, Decision, Features, corruption, decide, gate
 from students.corruption import SMALLEST
 
-AUDIT_REASON, WRONG_REASON = "audited", "teacher-wrong"
+AUDIT_REASON, DRAWN_REASON, WRONG_REASON = "audited", "drawn", "teacher-wrong"
 
 Ints = NDArray[np.int64]
 Bools = NDArray[np.bool_]
@@ -26,7 +26,7 @@ Bools = NDArray[np.bool_]
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class _Docket:
-    """The N chosen rows; ``audited`` and ``bad`` are what people found."""
+    """The N chosen rows; ``audited`` (at random), ``drawn`` (from a list) and ``bad`` are what people found."""
 
     ids: NDArray[np.str_]
     clusters: Ints
@@ -35,6 +35,7 @@ class _Docket:
     labelled: Bools
     judged: Bools
     audited: Bools
+    drawn: Bools
     bad: Bools
     groups: Mapping[str, NDArray[np.str_]]
 
@@ -57,7 +58,8 @@ def verdicts(
         folds: (N rows, schema ``FOLDS``).
         groups: attribute -> (N,) classes; no class may be emptied.
         config: policy, gate and rules.
-        audited: row, used and bad of the audited rows (of schema ``AUDITED``); None without an audit.
+        audited: row, used, sampled and bad of the rows that people masked (of schema ``AUDITED``); None without an
+            audit. Those that are not sampled are settled as the others are, and change no q, rate or gate.
         basis: what the judgement rests on.
 
     Returns:
@@ -90,10 +92,11 @@ def _docket(
     faults = labels.column("fault").to_pylist()
     labelled = np.array([fault is None for fault in faults], np.bool_)
     fold = folds.column("fold").to_numpy().astype(np.int64)
-    known, bad = np.zeros(len(faults), np.bool_), np.zeros(len(faults), np.bool_)
-    for row in [] if audited is None else audited.select(["row", "used", "bad"]).to_pylist():
-        known[row["row"]] = row["used"] and labelled[row["row"]]
-        bad[row["row"]] = known[row["row"]] and row["bad"]
+    known, drawn, bad = (np.zeros(len(faults), np.bool_) for _ in range(3))
+    for row in [] if audited is None else audited.select(["row", "used", "sampled", "bad"]).to_pylist():
+        if row["used"] and labelled[row["row"]]:
+            (known if row["sampled"] else drawn)[row["row"]] = True
+            bad[row["row"]] = row["bad"]
     return _Docket(
         ids=np.array(scores.column("sample_id").to_pylist(), dtype=np.str_),
         clusters=folds.column("cluster").to_numpy().astype(np.int64),
@@ -102,6 +105,7 @@ def _docket(
         labelled=labelled,
         judged=labelled & (fold >= 0),
         audited=known,
+        drawn=drawn,
         bad=bad,
         groups=groups,
     )
@@ -112,13 +116,14 @@ def _judge_fold(
 ) -> tuple[JudgedFold, list[Decision]]:
     """What is found in one fold, and the decisions on its members in order.
 
-    Budgets and floors are of the labels that nobody has checked: an audited one is settled.
+    Budgets and floors are of the labels that nobody has checked: one that a person masked is settled.
     """
     clusters, checked = docket.clusters[members], docket.audited[members]
+    settled = checked | docket.drawn[members]
     audit = _audit(samples, clusters, checked, docket.bad[members])
     rated = corruption(samples, clusters, audit)
     gates = gate(samples, clusters, rated, audit, iou=config.gate_iou)
-    rest = np.flatnonzero(~checked)
+    rest = np.flatnonzero(~settled)
     decided = decide(
         [samples[i] for i in rest.tolist()],
         clusters[rest],
@@ -130,14 +135,14 @@ def _judge_fold(
         rules=config.rules,
     )
     decisions = dict(zip(rest.tolist(), decided, strict=True))
-    for i in np.flatnonzero(checked).tolist():
-        reasons = _audited_reasons(docket, int(members[i]))
+    for i in np.flatnonzero(settled).tolist():
+        reasons = _human_reasons(docket, int(members[i]))
         decisions[i] = Decision(verdict="keep", reasons=reasons, weight=1.0, q=float(rated.q[i]))
     part = JudgedFold(
         fold=fold,
         labels=len(members),
         audited=int(checked.sum()),
-        bad=int(docket.bad[members].sum()),
+        bad=int((checked & docket.bad[members]).sum()),
         rated=rated,
         gates=gates,
     )
@@ -145,26 +150,27 @@ def _judge_fold(
 
 
 def _audit(samples: Sequence[Features], clusters: Ints, checked: Bools, bad: Bools) -> Audit | None:
-    """The audited labels of a fold; None where they are too few to tell even a rate."""
+    """The labels of a fold that were audited at random; None where they are too few to tell even a rate."""
     mine = np.flatnonzero(checked)
     if len(mine) < SMALLEST:
         return None
     return Audit(features=[samples[i] for i in mine.tolist()], bad=bad[mine], clusters=clusters[mine])
 
 
-def _audited_reasons(docket: _Docket, row: int) -> tuple[str, ...]:
-    return (AUDIT_REASON, WRONG_REASON) if docket.bad[row] else (AUDIT_REASON,)
+def _human_reasons(docket: _Docket, row: int) -> tuple[str, ...]:
+    reason = AUDIT_REASON if docket.audited[row] else DRAWN_REASON
+    return (reason, WRONG_REASON) if docket.bad[row] else (reason,)
 
 
 def _unjudged(docket: _Docket, row: int) -> dict[str, Any]:
     """A frame without a label is dropped, one that a person masked is kept, and so is a label that nobody can judge."""
-    fault, audited = docket.faults[row], bool(docket.audited[row])
+    fault, human = docket.faults[row], bool(docket.audited[row] or docket.drawn[row])
     verdict, reasons = "keep", ["not judged: no student without its cluster"]
     if fault:
         verdict, reasons = "drop", [f"no label: {fault}"]
-    elif audited:
-        reasons = list(_audited_reasons(docket, row))
-    facts = {"q": None, "gate": None, "calibrated": None, "weight": 0.0 if fault else 1.0, "audited": audited}
+    elif human:
+        reasons = list(_human_reasons(docket, row))
+    facts = {"q": None, "gate": None, "calibrated": None, "weight": 0.0 if fault else 1.0, "audited": human}
     return {"sample_id": str(docket.ids[row]), "verdict": verdict, "decision": verdict, "reasons": reasons, **facts}
 
 
@@ -188,6 +194,7 @@ def _outcome(docket: _Docket, rows: Sequence[Mapping[str, Any]]) -> Outcome:
         labelled=docket.labelled,
         judged=docket.judged,
         audited=docket.audited,
+        drawn=docket.drawn,
         bad=docket.bad,
         q=np.array([row["q"] for row in rows], np.float64),
         verdict=np.array([row["verdict"] for row in rows], dtype=np.str_),

@@ -20,7 +20,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from students.corruption import Audit, Corruption, Gate, Ints, Rate, corruption, gate
+from students.corruption import ENOUGH, Audit, Corruption, Gate, Ints, Rate, corruption, gate
 from students.disagreement import EMPTY, FULL, Features, correct, features
 
 __all__ = [
@@ -55,7 +55,7 @@ class Rules:
         cap: At most this share of a cluster is acted upon.
         review: This share of a cluster whose gate failed is held for a person, at least one sample.
         floor: At least this share of each cluster and of each attribute value is neither dropped nor held.
-        flag: q from which a sample within the budget is flagged.
+        flag: q from which a sample within the budget is flagged: it is rather wrong than right.
         doubt: q from which an unflagged sample loses weight.
         part: Share of |T ∪ P| from which a part that no correction mends condemns a label.
         unstable: Stability above which a student's correction is not believed.
@@ -65,7 +65,7 @@ class Rules:
     cap: float = 0.6
     review: float = 0.1
     floor: float = 0.4
-    flag: float = 0.3
+    flag: float = 0.5
     doubt: float = 0.2
     part: float = 0.05
     unstable: float = 0.06
@@ -101,12 +101,14 @@ def decide(
     """One decision per sample; equal samples in another order get equal decisions (ties go by id).
 
     1. A label that shows nobody, or only people, against the student is held for a person to look at. So is the whole
-       of a cluster of which people found more than ``rules.cap`` to be wrong (lower 90 % bound).
+       of a cluster of which people looked at 5 labels or more and found more than ``rules.cap`` to be wrong (lower 90 %
+       bound).
     2. Each cluster acts on its worst round(ê · n), at most ``rules.cap`` of it; where the gate is uncertain these lose
        weight. Where it failed, q and ê are not trusted: the largest disagreements, ``rules.review`` of the cluster, are
        held, and nothing is dropped.
-    3. Where it passed, "auto" corrects what is local and certain and drops what no correction mends; "correct" corrects
-       the same and takes weight from the rest; "drop" and "weight" do just that.
+    3. Where it passed, "auto" corrects what is local and certain; what no correction mends it drops, or takes weight
+       from where q is not calibrated (on photographs, two of three labels that it would have dropped were right).
+       "correct" corrects the same and takes weight from the rest; "drop" and "weight" do just that.
     4. A drop or hold of 2 and 3 that would leave a cluster or an attribute value below ``rules.floor`` becomes a
        weight, or is kept where q is not trusted.
     5. An unflagged sample with q ≥ ``rules.doubt`` weighs 1 − q, at least .5, where the gate passed.
@@ -129,7 +131,7 @@ def decide(
     _check(samples, columns, rated, gates, ids)
     case = _Case(samples, labels, rated, gates, ids, rules or Rules(), policy)
     decisions = [case.unflagged(i) for i in range(len(samples))]
-    stated = {i: reason for i, f in enumerate(samples) if (reason := _stated(f) or case.condemned(i))}
+    stated = {i: reason for i in range(len(samples)) if (reason := case.stated(i) or case.condemned(i))}
     for i, reason in stated.items():
         decisions[i] = _decision("hold", (reason,), case.q[i])
     proposed = {i: case.flagged(i) for i in case.worst() if i not in stated}
@@ -155,15 +157,6 @@ def _check(
         raise ValueError(f"ids must be {n} unique names, got {len(ids)} with {len(set(ids))} different ones")
     if without := set(columns["cluster"].tolist()) - (set(gates) & set(rated.rates)):
         raise ValueError(f"clusters {sorted(without)} have no gate or no rate; pass those of the same samples")
-
-
-def _stated(f: Features) -> str:
-    """Why a label needs a person's eyes whatever q says; empty where it does not."""
-    if f.teacher_area < EMPTY and f.student_area >= EMPTY and f.miss > 0:
-        return "nobody-labelled-but-seen"
-    if f.teacher_area > FULL and f.student_area <= FULL:
-        return "whole-image-labelled"
-    return ""
 
 
 def _decision(verdict: Verdict, reasons: tuple[str, ...], q: float) -> Decision:
@@ -206,14 +199,26 @@ class _Case:
         policy: Policy,
     ) -> None:
         self.samples, self.ids, self.rated, self.rules, self.policy = samples, ids, rated, rules, policy
-        self.labels = labels
+        self.labels, self.gates = labels, gates
         self.q: list[float] = rated.q.tolist()
         self.outcomes = [gates[c].outcome for c in labels.tolist()]
 
+    def stated(self, i: int) -> str:
+        """Why a label needs a person's eyes whatever q says; empty where it does not, or the student has collapsed."""
+        f = self.samples[i]
+        if self.gates[int(self.labels[i])].collapsed:
+            return ""
+        if f.teacher_area < EMPTY and f.student_area >= EMPTY and f.miss > 0:
+            return "nobody-labelled-but-seen"
+        if f.teacher_area > FULL and f.student_area <= FULL:
+            return "whole-image-labelled"
+        return ""
+
     def condemned(self, i: int) -> str:
         """Why the whole cluster of a sample needs a person's eyes; empty where it does not."""
-        mostly = self.rated.counted and self.rated.rates[int(self.labels[i])].low > self.rules.cap
-        return MOSTLY_WRONG if mostly else ""
+        rate = self.rated.rates[int(self.labels[i])]
+        seen = self.rated.counted and rate.samples >= ENOUGH  # its own audit, not its neighbours'
+        return MOSTLY_WRONG if seen and rate.low > self.rules.cap else ""
 
     def rank(self, i: int) -> tuple[float, float, str]:
         """Ascending from the worst: by q, or by plain disagreement where q is not trusted; then by id."""
@@ -259,7 +264,8 @@ class _Case:
         obstacles = self._obstacles(i)
         if not obstacles:
             return _decision("correct", (kind,), self.q[i])
-        return _decision("drop" if self.policy == "auto" else "weight", (kind, *obstacles), self.q[i])
+        sure = self.policy == "auto" and self.rated.calibrated
+        return _decision("drop" if sure else "weight", (kind, *obstacles), self.q[i])
 
     def _obstacles(self, i: int) -> tuple[str, ...]:
         """Why the student cannot mend the label."""

@@ -142,6 +142,8 @@ def changed(path: tuple[str | int, ...], value: Any) -> bytes:
         (changed(("samples", 0, "width"), 1.0), "width must be an integer >= 1"),
         (changed(("samples", 0, "width"), 1 << 40), "at most 268435456 pixels"),
         (changed(("samples", 0, "cluster"), "3"), "surplus fields"),
+        (changed(("sampled",), 1), "sampled must be true or false, got 1"),
+        (changed(("sampled",), None), "sampled must be true or false, got None"),
         (changed(("strata",), []), "strata an object"),
         (changed(("strata", "0", "drawn"), 3), "must add up to the 3 samples, they add up to 4"),
         (changed(("strata", "0", "drawn"), 10), "drawn must be <= population"),
@@ -151,6 +153,12 @@ def changed(path: tuple[str | int, ...], value: Any) -> bytes:
 def test_a_file_that_breaks_a_rule_is_refused(data: bytes, message: str) -> None:
     with pytest.raises(AuditError, match=message):
         parse_audit(data)
+
+
+def test_a_file_that_does_not_say_so_was_sampled() -> None:
+    assert parse_audit(changed(("sampled",), ...)) == parse_audit(changed(("sampled",), True)) == drawn_audit()
+    assert parse_audit(changed(("sampled",), False)) == replace(drawn_audit(), sampled=False)
+    assert b'"sampled":true' in render_audit(drawn_audit())
 
 
 @given(st.binary(max_size=60) | st.integers(0, 400).map(lambda at: render_audit(drawn_audit())[:at]))
@@ -278,6 +286,17 @@ def test_a_mask_that_goes_after_it_was_read_is_named(folder: Path) -> None:
         load_mask(done[0])
     with pytest.raises(AuditError, match=r"0001.png' cannot be read: No such file"):
         audit_sha256(done)
+
+
+def test_masks_of_chosen_frames_say_so_and_have_a_digest_of_their_own(folder: Path) -> None:
+    sampled, _ = read_audit(folder)
+    (folder / AUDIT_FILE).write_bytes(render_audit(replace(drawn_audit(), sampled=False)))
+    chosen, unfinished = read_audit(folder)
+    assert ([one.sampled for one in sampled], [one.sampled for one in chosen]) == ([True, True], [False, False])
+    assert [replace(one, sampled=True) for one in chosen] == list(sampled)
+    assert unfinished == 1
+    assert audit_sha256(chosen) != audit_sha256(sampled)
+    assert audit_sha256([replace(one, sampled=True) for one in chosen]) == audit_sha256(sampled)
 
 
 # The digest -----------------------------------------------------------------------------------------------------------

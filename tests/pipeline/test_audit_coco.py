@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from manifests.audit import AUDIT_FILE, Audit, Drawn, Stratum, load_mask, read_audit, render_audit
-from manifests.mask import decode_mask
-from pipeline.audit_coco import check_audit, import_coco, masks_of_coco
+from manifests.mask import decode_mask, encode_mask
+from pipeline.audit_coco import Imported, check_audit, import_coco, masks_of_coco
 from pipeline.audit_draw import coco_of
 from pipeline.coco import CocoError, fill_polygons
 from pipeline.errors import InputError, StorageError
@@ -78,7 +78,7 @@ def masks(folder: Path) -> dict[str, NDArray[np.bool_]]:
 
 
 def test_persons_are_united_and_a_listed_image_without_any_shows_nobody(folder: Path) -> None:
-    assert import_coco(folder, put(folder, annotated())) == 3
+    assert import_coco(folder, put(folder, annotated()), empty=True) == Imported(frames=3, empty=1)
     found = masks(folder)
     assert sorted(found) == ["0001", "0002", "0003"]
     np.testing.assert_array_equal(found["0001"], fill_polygons([BOX, OTHER], HEIGHT, WIDTH))
@@ -93,7 +93,7 @@ def test_what_is_drawn_as_ignore_does_not_count(folder: Path) -> None:
     value = annotated()
     value["categories"].append({"id": 7, "name": "ignore"})
     value["annotations"].append(person(4, 2, [OTHER], category_id=7))
-    import_coco(folder, put(folder, value))
+    import_coco(folder, put(folder, value), empty=True)
     for one in read_audit(folder)[0]:
         mask, ignore = load_mask(one)
         assert (one.ignore is not None) == (one.drawn.name == "0002")
@@ -111,9 +111,9 @@ def test_a_painted_mask_comes_back_pixel_for_pixel(painted: list[int]) -> None:
         "annotations": [person(i, 9, {"size": [4, 5], "counts": runs_of(p)}) for i, p in enumerate(planes)],
         "categories": [{"id": 1, "name": "person"}],
     }
-    png, ignore = masks_of_coco(value, {"0001": sample})["0001"]
-    assert ignore is None
-    np.testing.assert_array_equal(decode_mask(png, 20), np.logical_or.reduce(planes))
+    made = masks_of_coco(value, {"0001": sample})["0001"]
+    assert (made.ignore, made.annotated) == (None, True)
+    np.testing.assert_array_equal(decode_mask(made.mask, 20), np.logical_or.reduce(planes))
 
 
 def change(*path: str | int, to: Any) -> Callable[[dict[str, Any]], None]:
@@ -200,20 +200,20 @@ def test_the_file_as_it_was_exported_is_not_taken_for_empty_images(folder: Path)
 
 def test_masks_that_are_there_stay_and_a_file_may_come_again(folder: Path) -> None:
     path = put(folder, annotated())
-    import_coco(folder, path)
+    import_coco(folder, path, empty=True)
     before = {p: p.read_bytes() for p in folder.rglob("*.png")}
     (folder / "masks" / "0002.png").unlink()  # killed while it wrote
-    assert import_coco(folder, path) == 3
+    assert import_coco(folder, path, empty=True).frames == 3
     assert {p: p.read_bytes() for p in folder.rglob("*.png")} == before
     value = annotated()
     value["images"].append({"id": 4, "file_name": "0004.jpg", "width": WIDTH, "height": HEIGHT})
     value["annotations"][0]["segmentation"] = [OTHER]
     value["annotations"].append(person(8, 4, [BOX]))
     with pytest.raises(InputError, match=r"masks/0001\.png hold other masks already; remove those"):
-        import_coco(folder, put(folder, value))
+        import_coco(folder, put(folder, value), empty=True)
     assert {p: p.read_bytes() for p in folder.rglob("*.png")} == before
     (folder / "masks" / "0001.png").unlink()
-    assert import_coco(folder, put(folder, value)) == 4
+    assert import_coco(folder, put(folder, value), empty=True).frames == 4
     assert check_audit(folder).unfinished == 0
 
 
@@ -225,3 +225,30 @@ def test_a_folder_with_a_fault_takes_no_masks(folder: Path) -> None:
         with pytest.raises(InputError, match=r"0004\.png"):
             action()
     assert [p.name for p in (folder / "masks").iterdir()] == ["0004.png"]
+
+
+def test_an_image_that_nobody_annotated_is_not_taken_for_one_that_shows_nobody(folder: Path) -> None:
+    value = annotated()
+    value["images"].append({"id": 4, "file_name": "0004.jpg", "width": WIDTH, "height": HEIGHT})
+    path = put(folder, value)
+    with pytest.raises(InputError, match=r"2 of 4 images have no annotation: 0003, 0004; .*add --empty;.*nothing was"):
+        import_coco(folder, path)
+    assert [p.name for p in folder.iterdir()] == [AUDIT_FILE]
+    value["categories"].append({"id": 7, "name": "ignore"})
+    value["annotations"] += [person(4, 3, [BOX], category_id=7), person(5, 4, [BOX])]
+    assert import_coco(folder, put(folder, value)) == Imported(frames=4, empty=0)
+
+
+def test_pixels_to_ignore_that_the_file_does_not_have_refuse_it(folder: Path) -> None:
+    value = annotated()
+    value["images"].pop()
+    (folder / "masks").mkdir()
+    (folder / "ignore").mkdir()
+    path, void = put(folder, value), encode_mask(fill_polygons([OTHER], HEIGHT, WIDTH))
+    (folder / "masks" / "0002.png").write_bytes(encode_mask(fill_polygons([BOX], HEIGHT, WIDTH)))
+    (folder / "ignore" / "0002.png").write_bytes(void)
+    with pytest.raises(InputError, match=r"ignore/0002\.png hold other masks already; remove those"):
+        import_coco(folder, path)
+    assert not (folder / "masks" / "0001.png").exists()
+    (folder / "ignore" / "0002.png").unlink()
+    assert import_coco(folder, path) == Imported(frames=2, empty=0)

@@ -79,9 +79,12 @@ def test_frames_are_drawn_labelled_and_read(output: Path, tmp_path: Path, capsys
         {"id": 1, "image_id": value["images"][0]["id"], "category_id": 1, "segmentation": [[2, 2, 30, 2, 30, 30]]}
     ]
     (tmp_path / "tool.json").write_text(json.dumps(value))
-    assert cli.main(["audit", str(folder), "--import-coco", str(tmp_path / "tool.json")]) == 0
+    imported = ["audit", str(folder), "--import-coco", str(tmp_path / "tool.json")]
+    assert cli.main(imported) == 1
+    assert "1 of 2 images have no annotation: 0003" in " ".join(capsys.readouterr().err.split())
+    assert cli.main([*imported, "--empty"]) == 0
     shown = capsys.readouterr().out
-    assert f"{folder}: 2 masks imported" in shown
+    assert f"{folder}: 2 masks imported; 1 of 2 show nobody" in shown
     assert f"{folder}: 3 of 6 masks are done and good" in shown
 
     assert cli.main([*argv, "--size", "6"]) == 1
@@ -115,6 +118,8 @@ def test_a_flag_about_drawing_is_refused_where_masks_are_read(
     ("argv", "code", "message"),
     [
         ([], 2, "holds no audit.json, so frames are drawn from it: give --output DIR"),
+        (["--output", "o", "--empty"], 2, "--empty is about --import-coco; give both"),
+        (["--output", "out/stages/label/abc/a"], 1, "which must not change; choose another folder"),
         (["--output", "gs://bucket/a"], 2, "must be a folder of this machine"),
         (["--import-coco", "absent.json"], 1, "no audit is here"),
         (["--output", "x", "--config", "absent.toml"], 2, "absent.toml"),
@@ -137,6 +142,12 @@ def test_what_cannot_be_done_is_one_line_and_its_exit_code(
     assert len(shown.err.splitlines()) == 1
     assert message in shown.err
     assert not (tmp_path / "x").exists()
+
+
+def test_a_path_that_does_not_exist_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for more in ([], ["--output", str(tmp_path / "a")]):
+        assert cli.main(["audit", str(tmp_path / "such"), *more]) == 1
+        assert "such does not exist; name a release" in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_folder_without_a_release_or_labels_is_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -131,7 +131,12 @@ def labels(folder: Path, masks: Mapping[int, Bools], count: int = COUNT, rows: i
 
 
 def draw(
-    folder: Path, masks: Mapping[int, Bools], ignore: Mapping[int, Bools] | None = None, **wrong: Any
+    folder: Path,
+    masks: Mapping[int, Bools],
+    ignore: Mapping[int, Bools] | None = None,
+    *,
+    sampled: bool = True,
+    **wrong: Any,
 ) -> tuple[Any, int]:
     """An audit of frames 0 to 15, of which 12 and on are not chosen, with some masked; read again."""
     samples = tuple(
@@ -142,7 +147,8 @@ def draw(
     )
     samples = tuple(dataclasses.replace(sample, **wrong) for sample in samples)
     strata = {"0": Stratum(population=16, drawn=16)}
-    audit = Audit(seed=0, size=16, origin="stage", fingerprint="0" * 64, samples=samples, strata=strata)
+    told = {"seed": 0, "size": 16, "fingerprint": "0" * 64}
+    audit = Audit(**told, origin="stage", samples=samples, strata=strata, sampled=sampled)
     for kind, drawn in (("masks", masks), ("ignore", ignore or {})):
         (folder / kind).mkdir(parents=True)
         for number, mask in drawn.items():
@@ -190,6 +196,9 @@ def test_human_masks_stay_as_they_were_drawn_and_bad_labels_are_found(tmp_path: 
         "unlabelled": 0,
         "used": 8,
         "bad": sum(row["bad"] for row in rows.values()),
+        "chosen": 0,
+        "chosen_bad": 0,
+        "chosen_reason": "",
         "contradictions": [],
         "twice": 0,
         "trusted": True,
@@ -246,6 +255,15 @@ def test_an_audit_that_contradicts_itself_in_more_than_a_fifth_is_not_trusted(tm
     assert (facts["trusted"], facts["used"], facts["bad"]) == (False, 0, 0)
     assert facts["reason"] == "3 of 10 frames that two people masked contradict each other, more than a fifth"
     assert not any(row["used"] for row in rows.values())
+
+
+@pytest.mark.parametrize(("count", "trusted"), [(1, True), (7, True), (8, False)])
+def test_few_frames_masked_twice_say_nothing_of_the_whole_audit(tmp_path: Path, count: int, trusted: bool) -> None:
+    one = draw(tmp_path / "one", {i: person() for i in range(10)})
+    two = draw(tmp_path / "two", {i: person(12) for i in range(count)})
+    rows, facts = judged(tmp_path, one, two)
+    assert (facts["trusted"], facts["twice"], len(facts["contradictions"])) == (trusted, count, count)
+    assert [row for row in rows if rows[row]["used"]] == (list(range(count, 10)) if trusted else [])
 
 
 @pytest.mark.parametrize(

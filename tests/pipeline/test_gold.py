@@ -14,7 +14,7 @@ from manifests.mask import decode_mask
 from pipeline.embed import decode_jpeg, shrink
 from pipeline.errors import InputError
 from pipeline.frames import content_sha256
-from pipeline.gold import GOLD, gold_table, labelled_digest, read_human
+from pipeline.gold import GOLD, _content, check_audits, check_sets, gold_table, labelled_digest, read_human
 from tests.pipeline.media import texture
 
 MOST = 1 << 20
@@ -185,3 +185,28 @@ def test_a_gold_set_that_does_not_fit_together_is_refused(tmp_path: Path) -> Non
     draw_gold(tmp_path / "labelled")
     with pytest.raises(InputError, match=r"--gold: .*must be a folder"):
         read_human(tmp_path / "labelled", tmp_path / "nowhere", [])
+
+
+# While a run lasts ----------------------------------------------------------------------------------------------------
+
+
+def test_masks_that_change_while_a_run_lasts_are_refused_by_folder(tmp_path: Path) -> None:
+    draw_gold(tmp_path / "labelled")
+    draw_audit(tmp_path / "audit")
+    human = read_human(tmp_path / "labelled", None, [tmp_path / "audit"])
+    check_sets(human)
+    check_audits(human)
+    Image.fromarray(np.full((32, 40), 255, np.uint8)).save(tmp_path / "labelled" / "masks" / "1.png")
+    with pytest.raises(InputError, match=r"--labelled .*labelled has changed since the run began; run again"):
+        check_sets(human)
+    mask = tmp_path / "audit" / "masks" / "0001.png"
+    Image.fromarray(np.full((36, 40), 255, np.uint8)).save(mask)
+    with pytest.raises(InputError, match=r"--audit .*audit has changed since the run began; run again"):
+        check_audits(human)
+    mask.unlink()
+    with pytest.raises(InputError, match=r"--audit: .*0001.png.*has changed since the run began"):
+        check_audits(human)
+
+
+def test_an_image_that_is_gone_has_no_content_to_share(tmp_path: Path) -> None:
+    assert _content(tmp_path / "absent.png") is None

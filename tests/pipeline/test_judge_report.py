@@ -20,12 +20,14 @@ from pipeline.audited import NO_AUDIT
 from pipeline.embed import encode_jpeg
 from pipeline.errors import StageError
 from pipeline.judge import FOLDS, SCORED, VERDICTS, JudgeConfig
-from pipeline.judge_cases import KINDS
+from pipeline.judge_cases import KINDS, REASONS
+from pipeline.judge_notes import _audit
 from pipeline.judge_report import _counts, write_judge_report
 from pipeline.judge_summary import KINDS as JUDGED
 from pipeline.judge_summary import Basis
 from pipeline.label import LABELLED
-from pipeline.verdicts import verdicts
+from pipeline.verdicts import DRAWN_REASON, verdicts
+from students.agreement import MOSTLY_WRONG
 from tests.pipeline.chains import step
 from tests.pipeline.selections import HOSTILE
 from tests.pipeline.test_selection_report import _is_alone, _Page
@@ -241,10 +243,23 @@ def judged(folder: Path, basis: Basis, audited: pa.Table | None = None) -> Run:
     return run
 
 
+def test_reasons_of_clusters_held_as_a_whole_and_of_listed_frames_are_told_in_words() -> None:
+    assert "all of it that nobody checked is held" in REASONS[MOSTLY_WRONG]
+    assert "chosen from a list" in REASONS[DRAWN_REASON]
+
+
+def test_that_nothing_of_an_audit_is_used_is_said_once() -> None:
+    facts = {**NO_AUDIT, "folders": 2, "masks": 20, "twice": 10}
+    (told,) = _audit({**facts, "reason": "3 of 10 contradict"})
+    assert told == "The audit is not trusted and nothing of it is used: 3 of 10 contradict."
+    (told,) = _audit({**facts, "trusted": True, "reason": ""})
+    assert told == "Nothing of the audit is used, so no label is calibrated by it."
+
+
 def test_no_gold_no_audit_and_both_are_three_different_pages(tmp_path: Path) -> None:
     rows = np.arange(32)
     bad = rows % 16 < 4
-    audited = pa.table({"row": rows, "used": [True] * 32, "bad": bad})
+    audited = pa.table({"row": rows, "used": [True] * 32, "sampled": [True] * 32, "bad": bad})
     facts = {**NO_AUDIT, "folders": 1, "masks": 32, "used": 32, "bad": int(bad.sum()), "trusted": True, "reason": ""}
     gold = Basis(gold_images=25, gold_role="given", labelled=40)
     runs = {

@@ -35,7 +35,7 @@ def audited_table(made: Published, used: bool = True) -> tuple[pa.Table, dict[in
     return pa.Table.from_pylist(rows, schema=AUDITED), masks
 
 
-FOUND = {"contradicted": False, "bad": True, "iou": 0.0, "miss": 0.0, "extra": 0.0}
+FOUND = {"sampled": True, "contradicted": False, "bad": True, "iou": 0.0, "miss": 0.0, "extra": 0.0}
 
 
 def test_what_a_person_drew_is_published_with_what_they_left_out_and_the_teachers_mask_beside_it(

@@ -33,6 +33,7 @@ from pipeline.stage import Done, Part, iter_tables, write_manifest
 from pipeline.step import run_step, write_tables
 from tests.pipeline.test_label import MOST, rows_of
 from tests.pipeline.test_publish import LABEL_ROWS, Published, by_row, draw_published
+from tests.pipeline.test_publish_human import audited_table
 
 SEED = 2
 STUDENT = "ab" * 32
@@ -312,6 +313,28 @@ def test_a_row_tells_of_the_mask_that_was_published_and_else_of_the_label(
         seen[row["mask_sha256"] == mask_sha256(teacher)] += 1
     assert seen[True] > 5
     assert seen[False] >= 2
+
+
+def test_a_mask_that_a_person_drew_has_no_confidence_of_the_teacher(made: Published, run: Run, tmp_path: Path) -> None:
+    table, masks = audited_table(made)
+    labels = pa.concat_tables(iter_tables(made.label.uris()))
+    verdicts = made.verdicts.set_column(
+        made.verdicts.schema.get_field_index("audited"),
+        made.verdicts.schema.field("audited"),
+        pa.array([row in masks for row in range(made.verdicts.num_rows)]),
+    )
+    plan, shards = publish_plan(made.drawn.chosen, labels, verdicts, made.config, SEED, table)
+    publish = replace(made, verdicts=verdicts, plan=plan, shards=shards).run("publish-human")
+    stages = {**run.stages, "verdict": tables(tmp_path, "verdict", verdicts), "publish": publish}
+    folder = Path(write(str(tmp_path), replace(run, stages=stages), shards)[0])
+    assert verify_release(folder) == []
+    ids = made.drawn.chosen.column("sample_id").to_pylist()
+    human = {ids[row] for row in masks}
+    for row in rows_below(folder, "manifest"):
+        assert (row["label_source"] == "human") == (row["sample_id"] in human)
+        assert (row["label_confidence"] is None) == (row["sample_id"] in human)
+        if row["sample_id"] in human:
+            assert row["boundary_uncertainty"] is None
 
 
 def test_what_the_judge_says_is_there_where_a_judge_looked(written: Path, made: Published) -> None:

@@ -405,6 +405,27 @@ def test_a_cluster_that_people_found_mostly_wrong_is_held_as_a_whole_and_only_th
     assert not any(d.verdict == "drop" for d in decisions) or not mostly
 
 
+@pytest.mark.parametrize("bad", [12, 11])
+def test_a_cluster_that_nobody_looked_at_is_not_held_for_what_its_neighbour_is(bad: int) -> None:
+    samples = [CALM] * 100
+    clusters = np.repeat([0, 1], [40, 60])
+    audit = Audit(features=samples[:12], bad=np.arange(12) < bad, clusters=clusters[:12])
+    rated = corruption(samples, clusters, audit)
+    decisions = decide(samples, clusters, rated, dict.fromkeys((0, 1), PASSED), ids=[f"{i:03}" for i in range(100)])
+    assert "hold" not in {d.verdict for d in decisions[40:]}
+
+
+def test_a_collapsed_student_holds_no_empty_room() -> None:
+    rooms = [replace(CALM, teacher_area=0.0, student_area=1.0, miss=1.0, largest_miss=1.0, disagreement=1.0)] * 30
+    samples = [*rooms, *[replace(CALM, student_area=1.0)] * 30]
+    clusters = np.repeat([0, 1], 30)
+    rated = corruption(samples, clusters)
+    decisions = decide(samples, clusters, rated, gate(samples, clusters, rated), ids=[f"{i:03}" for i in range(60)])
+    held = [d for d in decisions[:30] if d.verdict == "hold"]
+    assert len(held) == 3  # the tenth that a closed gate holds
+    assert all("gate-failed" in d.reasons for d in held)
+
+
 def test_without_an_audit_no_cluster_is_held_as_a_whole() -> None:
     samples = [replace(CALM, miss=0.8, largest_miss=0.8, disagreement=0.8)] * 4
     clusters = np.zeros(4, np.int64)
