@@ -175,7 +175,7 @@ def test_a_bad_file_entry_is_named(changes: dict[str, Any], message: str) -> Non
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"schemas": {"release": "2.0"}}, r"'release' has version 2\.0, this curate reads 1\.1"),
+        ({"schemas": {"release": "2.0"}}, r"'release' has version 2\.0, this curate reads 1\.2"),
         ({"schemas": {"release": "2.0"}, "later": 1}, r"'release' has version 2\.0"),
         ({"schemas": {"release": "1.0", "shard": "3.1"}}, r"'shard' has version 3\.1"),
         ({"schemas": {"manifest": "1.0"}}, "version of 'release'"),
