@@ -145,7 +145,7 @@ def _identity(config: StudentTrainConfig, seed: int, digest: str) -> str:
     recipe = asdict(config)
     del recipe["save_seconds"]
     recipe["student"] = json.loads(config_to_json(config.student))
-    text = json.dumps({"recipe": recipe, "seed": seed, "data": digest, "version": 1}, sort_keys=True)
+    text = json.dumps({"recipe": recipe, "seed": seed, "data": digest, "version": 2}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()
 
 
