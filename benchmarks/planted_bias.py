@@ -399,9 +399,13 @@ def gap_closed(found: Mapping[str, Sequence[float]], name: str, clusters: Sequen
 
 
 def benefit_ratio(found: Mapping[str, Sequence[float]], name: str, cluster: int) -> float:
-    """(IoU - IoU of gold alone) / (IoU of the true labels - IoU of gold alone), Zhu et al. (ICLR 2022), eq. 2."""
+    """(IoU - IoU of gold alone) / (IoU of the true labels - IoU of gold alone), Zhu et al. (ICLR 2022), eq. 2.
+
+    NaN where the true labels gain less than a point: there is nothing to share.
+    """
     base = found["gold alone"][cluster]
-    return (found[name][cluster] - base) / max(1e-9, found["true labels"][cluster] - base)
+    gain = found["true labels"][cluster] - base
+    return (found[name][cluster] - base) / gain if gain >= 0.01 else float("nan")
 
 
 def show(world: str, results: Sequence[Mapping[str, Any]]) -> None:
@@ -440,7 +444,7 @@ def _show_downstream(found: Sequence[Mapping[str, Sequence[float]]]) -> None:
             [float(np.mean([f[name][c] - f["no filter"][c] for c in ORDINARY])) for f in found],
             [min(float(np.mean([f[name][c] - f["no filter"][c] for f in found])) for c in ORDINARY)],
             [f[name][HARD] - f["no filter"][HARD] for f in found],
-            [float(np.mean([benefit_ratio(f, name, c) for c in HARMED])) for f in found],
+            [float(np.nanmean([benefit_ratio(f, name, c) for c in HARMED])) for f in found],
         ]
         print(f"{name:42}" + "".join(f"{interval(cell):>17}" for cell in cells))
     print("ordinary, worst ordinary and hard: change of the IoU against no filter; the worst is of means over seeds")
