@@ -107,8 +107,8 @@ def decide(
        weight. Where it failed, q and ê are not trusted: the largest disagreements, ``rules.review`` of the cluster, are
        held, and nothing is dropped.
     3. Where it passed, "auto" corrects what is local and certain; what no correction mends it drops, or takes weight
-       from where q is not calibrated (on photographs, two of three labels that it would have dropped were right).
-       "correct" corrects the same and takes weight from the rest; "drop" and "weight" do just that.
+       from where q is not calibrated. "correct" corrects the same and takes weight from the rest; "drop" and "weight"
+       do just that.
     4. A drop or hold of 2 and 3 that would leave a cluster or an attribute value below ``rules.floor`` becomes a
        weight, or is kept where q is not trusted.
     5. An unflagged sample with q ≥ ``rules.doubt`` weighs 1 − q, at least .5, where the gate passed.

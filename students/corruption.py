@@ -21,7 +21,7 @@ from students.disagreement import EMPTY, FULL, Features
 
 SLOPES = np.array([1.0, 0.3, 0.8, 0.2, 0.0, 0.5, 0.3, 0.0])
 """What is known before any audit: √miss, √extra, √largest miss, √largest extra, √doubt, disagreement, 1 - softmin and
-stability, in units of their spread, as log odds; rounded from fits to planted mistakes (``benchmarks.planted_bias``). A
+stability, in units of their spread, as log odds; rounded from fits to seed 0 of ``benchmarks.planted_bias``. A
 student that does not know a cluster fails to find parts, which is ``extra``, rather than invents them: that is weak
 evidence; that it finds what the label lacks is strong."""
 STIFFNESS = 4.0  # how strongly slopes are drawn to these; as if fitted to a few dozen labels before

@@ -15,8 +15,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from manifests.release import Counts, FileEntry, Release, render_release, sha256_hex, write_release
-from manifests.schema import SCHEMA_VERSION, manifest_schema
+from manifests.release import FileEntry, sha256_hex
+from manifests.schema import manifest_schema
 from manifests.verify import verify_release
 from pipeline.cli import main
 from pipeline.config import Config, read_config
@@ -29,6 +29,7 @@ from pipeline.select import cell_name
 from pipeline.stage import identity
 from tests.pipeline.test_publish import draw_published
 from tests.pipeline.test_release import draw_run
+from tests.students.releases import commit
 
 CLASSES: Mapping[str, tuple[str | None, ...]] = {
     "lighting_level": ("dim", "normal", "bright", None),
@@ -131,25 +132,7 @@ def write_rows(folder: Path, tables: Mapping[str, pa.Table], judge: Any, config:
         ends = {"min_id": min(ids, default=None), "max_id": max(ids, default=None)}
         about = {"bytes": len(data), "sha256": sha256_hex(data), "rows": table.num_rows, "schema": "manifest"}
         files.append(FileEntry(path=name, **about, **ends))  # type: ignore[arg-type]
-    rows = sum(table.num_rows for table in tables.values())
-    release = Release(
-        name="drawn",
-        schemas={"release": "1.0", "manifest": SCHEMA_VERSION},
-        config_fingerprint=sha256_hex(b""),
-        parents=(),
-        run_id="drawn",
-        tool={"version": "0"},
-        packages={},
-        seed=0,
-        inputs={},
-        models=(),
-        counts=Counts(read=rows, undecodable=0, duplicate=0, not_sampled=0, dropped=0, held=0, kept=rows),
-        splits={},
-        cells={},
-        files=tuple(sorted(files, key=lambda entry: entry.path)),
-        erasures=(),
-    )
-    write_release(folder, render_release(release))
+    commit(folder, files, {"train": sum(table.num_rows for table in tables.values())}, schema="manifest")
     return folder
 
 

@@ -52,12 +52,12 @@ def write_drawn(folder: Path, train: Sequence[Drawn], val: Sequence[Drawn] = ())
     return folder
 
 
-def commit(folder: Path, files: Sequence[FileEntry], splits: Mapping[str, int]) -> None:
+def commit(folder: Path, files: Sequence[FileEntry], splits: Mapping[str, int], schema: str = "shard") -> None:
     """Write ``release.json`` over what is there."""
     kept = sum(splits.values())
     release = Release(
         name="drawn",
-        schemas={"release": "1.0", "shard": SCHEMA_VERSION},
+        schemas={"release": "1.0", schema: SCHEMA_VERSION},
         config_fingerprint=sha256_hex(b""),
         parents=(),
         run_id="drawn",
