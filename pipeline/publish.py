@@ -6,7 +6,6 @@ inside a shard rows are sorted by sample id.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from manifests.mask import components, decode_mask, decode_soft, encode_mask, mask_sha256
 from manifests.shard import PIXELS, ROW_GROUP_ROWS, ShardRow, aspect_bucket, shard_table
+from manifests.split import split_of
 from pipeline.embed import encode_jpeg, frames_of
 from pipeline.errors import StageError
 from pipeline.frames import ScanConfig
@@ -212,12 +212,6 @@ def human_mask(
     return mask, ignore
 
 
-def split_of(group: str, seed: int, config: PublishConfig) -> str:
-    """train, val or test: a function of the group alone, so that no source leaks between them."""
-    draw = int.from_bytes(hashlib.blake2b(f"split|{seed}|{group}".encode(), digest_size=8).digest(), "big") / (1 << 64)
-    return "test" if draw < config.test else "val" if draw < config.test + config.val else "train"
-
-
 def publish_plan(
     chosen: pa.Table,
     labels: pa.Table,
@@ -245,7 +239,7 @@ def publish_plan(
     placed: dict[str, list[int]] = {split: [] for split in SPLITS}
     for row, decision in enumerate(decisions):
         if decision == "keep":
-            placed[split_of(related[row], seed, config)].append(row)
+            placed[split_of(related[row], seed, val=config.val, test=config.test)].append(row)
         elif decision == "hold":
             placed["hold"].append(row)
         elif row in audit:

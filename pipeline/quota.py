@@ -28,9 +28,10 @@ from numpy.typing import NDArray
 from scipy import sparse
 from scipy.optimize import Bounds, LinearConstraint, milp
 
+from manifests.stats import CLUSTER_LEVELS
 from pipeline.errors import InputError
 
-LEVELS = ("group", "cluster", "prototype")
+LEVELS = CLUSTER_LEVELS
 """The levels of the tree, coarse to fine."""
 OF_SOURCE = "frame_of_source"
 """The attribute that spreads the choice over sources: "1" for one frame of each, "2-3" for the next two, "4-7", …"""

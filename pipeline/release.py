@@ -36,13 +36,14 @@ from manifests.release import (
 )
 from manifests.schema import EVIDENCE, SCHEMA_NAMES, SCHEMA_VERSION, embedding_schema, manifest_schema
 from manifests.shard import aspect_bucket, encode_parquet
+from manifests.split import split_of
+from manifests.stats import rows_by_class, statistics
 from pipeline import storage
 from pipeline.attributes import COMPUTED
 from pipeline.errors import StageError
 from pipeline.known import GIVEN, MASK, MASK_CONFIDENCE, effective, mask_columns, with_masks
 from pipeline.mask_attributes import MASK_ATTRIBUTES
-from pipeline.publish import PUBLISHED, SPLITS, Shard, split_of
-from pipeline.quota import LEVELS
+from pipeline.publish import PUBLISHED, SPLITS, Shard
 from pipeline.stage import Done, Span, identity, iter_tables, read_span
 
 FILE_ROWS = 250_000
@@ -225,7 +226,7 @@ def _place(published: pa.Table, rows: int) -> dict[str, pa.Array]:
 def _manifest(
     run: Run, chosen: pa.Table, labels: pa.Table, scores: pa.Table, verdicts: pa.Table, placed: Mapping[str, pa.Array]
 ) -> pa.Table:
-    rows = chosen.num_rows
+    rows, config = chosen.num_rows, run.config.publish
     teacher = next(model for model in run.models if model.role == "teacher")
     names = _attribute_names(run)
     decision = verdicts.column("decision").to_pylist()
@@ -260,7 +261,10 @@ def _manifest(
         "quota_cell": chosen.column("cell"),
         "sampling_weight": pc.divide(chosen.column("stands_for").cast(pa.float64()), chosen.column("inclusion_prob")),
         "sampling_round": pa.repeat(pa.scalar(run.config.select.rounds, pa.int16()), rows),
-        "split": [keep[d] or split_of(g, run.seed, run.config.publish) for d, g in zip(decision, groups, strict=True)],
+        "split": [
+            keep[d] or split_of(g, run.seed, val=config.val, test=config.test)
+            for d, g in zip(decision, groups, strict=True)
+        ],
         "licence": pa.repeat(pa.scalar(run.config.publish.licence), rows),
         "consent_status": pa.repeat(pa.scalar(run.config.publish.consent), rows),
         "subject_ids": pa.array([[]] * rows, pa.list_(pa.string())),
@@ -414,7 +418,7 @@ def _shard_parts(run: Run, shards: Sequence[Shard]) -> list[tuple[FileEntry, str
 
 def _documents(run: Run, columns: pa.Table) -> list[tuple[FileEntry, bytes]]:
     documents = {
-        "stats.json": statistics(columns, run),
+        "stats.json": statistics(columns, run.judge, run.plan.get("attributes", ())),
         "config.json": {"config": identity(run.config), "seed": run.seed, "target_size": run.target},
         "lineage.json": _lineage(run),
     }
@@ -423,27 +427,6 @@ def _documents(run: Run, columns: pa.Table) -> list[tuple[FileEntry, bytes]]:
         data = json.dumps(json.loads(canonical_json(value)), indent=1, sort_keys=True, ensure_ascii=False).encode()
         entries.append((FileEntry(path=name, bytes=len(data), sha256=sha256_hex(data)), data))
     return entries
-
-
-def statistics(columns: pa.Table, run: Run) -> dict[str, Any]:
-    """Counts a first screen needs: decisions, verdicts, splits, attributes by decision, and the judge's summary."""
-    decisions = columns.column("decision").to_pylist()
-    attributes: dict[str, dict[str, dict[str, int]]] = {}
-    for name in _attribute_names(run):
-        values = pc.struct_field(columns.column("attr"), [name, "value"]).to_pylist()
-        table: dict[str, dict[str, int]] = {}
-        for value, decision in zip(values, decisions, strict=True):
-            row = table.setdefault(value if value is not None else "unknown", {"keep": 0, "hold": 0, "drop": 0})
-            row[decision] += 1
-        attributes[name] = table
-    return {
-        "decisions": dict(Counter(decisions)),
-        "verdicts": dict(Counter(columns.column("verdict").to_pylist())),
-        "splits": dict(Counter(columns.column("split").to_pylist())),
-        "sources": len(set(columns.column("source_uri").to_pylist())),
-        "attributes": attributes,
-        "judge": dict(run.judge),
-    }
 
 
 def _lineage(run: Run) -> dict[str, Any]:
@@ -461,16 +444,7 @@ def _lineage(run: Run) -> dict[str, Any]:
 def _cells(run: Run, columns: pa.Table) -> dict[str, dict[str, int]]:
     """Planned and kept frames per group of clusters and per class of every balanced attribute."""
     kept = columns.filter(pc.equal(columns.column("decision"), "keep"))
-    heads = ["group", *run.plan.get("attributes", ())]
-    target = _by_class(heads, run.plan["quotas"])
-    actual = _by_class(heads, Counter(kept.column("quota_cell").to_pylist()))
+    balanced = run.plan.get("attributes", ())
+    target = rows_by_class(balanced, run.plan["quotas"])
+    actual = rows_by_class(balanced, Counter(kept.column("quota_cell").to_pylist()))
     return {name: {"target": n, "actual": actual[name]} for name, n in target.items() if n}
-
-
-def _by_class(heads: Sequence[str], frames: Mapping[str, int]) -> Counter[str]:
-    sums: Counter[str] = Counter()
-    for cell, number in frames.items():
-        group, *rest = json.loads(cell)
-        for head, value in zip(heads, [group, *rest[len(LEVELS) - 1 :]], strict=True):
-            sums[f"{head}={'unknown' if value is None else value}"] += number
-    return sums

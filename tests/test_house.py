@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("pipeline", "teachers", "students", "training", "evaluation", "manifests")
+PACKAGES = ("pipeline", "teachers", "students", "training", "review", "evaluation", "manifests")
 
 
 def test_all_packages_resolve_below_one_folder() -> None:

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from manifests.mask import components, decode_mask, encode_mask, encode_soft, mask_sha256
 from manifests.schema import SHARD, check_schema
+from manifests.split import split_of
 from pipeline.embed import decode_jpeg
 from pipeline.errors import StageError
 from pipeline.judge import SCORED, VERDICTS
@@ -31,7 +32,6 @@ from pipeline.publish import (
     final_mask,
     publish_plan,
     publish_spans,
-    split_of,
 )
 from pipeline.stage import Done, iter_tables
 from students.agreement import correct
@@ -90,40 +90,6 @@ def test_where_no_student_looked_the_label_stays(verdict: str) -> None:
 def test_a_label_of_another_size_than_its_frame_is_refused() -> None:
     with pytest.raises(StageError, match=r"shape \(30, 40\), its frame \(40, 30\); remove the label folder"):
         final_mask("keep", encode_mask(np.zeros((30, 40), np.bool_)), None, 40, 30)
-
-
-# Splits ---------------------------------------------------------------------------------------------------------------
-
-
-def test_splits_have_about_their_shares() -> None:
-    config = PublishConfig(val=0.1, test=0.3)
-    groups = [hashlib.sha256(str(i).encode()).hexdigest() for i in range(10_000)]
-    for seed in range(3):
-        found = Counter(split_of(group, seed, config) for group in groups)
-        for split, share in (("train", 0.6), ("val", 0.1), ("test", 0.3)):
-            assert abs(found[split] - share * 10_000) < 4.5 * math.sqrt(10_000 * share * (1 - share))
-
-
-@given(st.text(max_size=20), st.integers(0, 99), st.floats(0, 0.4), st.floats(0, 0.4), st.floats(0, 0.15))
-def test_a_split_is_a_function_of_group_and_seed_and_grows_without_moving(
-    group: str, seed: int, val: float, test: float, more: float
-) -> None:
-    before = split_of(group, seed, PublishConfig(val=val, test=test))
-    assert before == split_of(group, seed, PublishConfig(val=val, test=test, rows=3, quality=50))
-    larger = split_of(group, seed, PublishConfig(val=val + more, test=test))
-    assert before == larger or (before, larger) == ("train", "val")
-
-
-@given(st.text(max_size=20), st.integers(0, 99))
-def test_a_split_without_a_share_stays_empty(group: str, seed: int) -> None:
-    assert split_of(group, seed, PublishConfig(val=0, test=0)) == "train"
-    assert split_of(group, seed, PublishConfig(val=0.5, test=0)) != "test"
-
-
-def test_another_seed_splits_in_another_way() -> None:
-    config = PublishConfig(val=0.5, test=0)
-    drawn = [[split_of(str(group), seed, config) for group in range(64)] for seed in range(4)]
-    assert all(one != other for one, other in itertools.combinations(drawn, 2))
 
 
 # The plan -------------------------------------------------------------------------------------------------------------
@@ -188,7 +154,7 @@ def test_every_kept_or_held_row_is_in_exactly_one_shard(drawn: tuple[Judged, int
     assert {row for row, d in enumerate(decisions) if d != "drop"} == {r for r in placed if decisions[r] != "drop"}
     for row in plan.to_pylist():
         if decisions[row["row"]] == "keep":
-            assert row["split"] == split_of(sources[row["row"]], seed, config)
+            assert row["split"] == split_of(sources[row["row"]], seed, val=0.3, test=0.3)
         else:
             assert row["split"] == {"hold": "hold", "drop": "audit"}[decisions[row["row"]]]
         for table in (judged.chosen, judged.verdicts, judged.labels):

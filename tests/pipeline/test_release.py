@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 
 from manifests.mask import decode_mask, mask_sha256
 from manifests.release import ConservationError, Counts, Model, fingerprint, read_release
+from manifests.split import split_of
 from manifests.verify import verify_release
 from pipeline.attributes import COMPUTED
 from pipeline.config import Config
@@ -26,8 +27,8 @@ from pipeline.errors import StageError, StorageError
 from pipeline.known import GIVEN, MASK
 from pipeline.label import LabelConfig
 from pipeline.mask_attributes import MASK_ATTRIBUTES
-from pipeline.publish import SPLITS, Shard, publish_plan, split_of
-from pipeline.release import Run, _cells, count_items, statistics, write
+from pipeline.publish import SPLITS, Shard, publish_plan
+from pipeline.release import Run, _cells, count_items, write
 from pipeline.select import cell_name
 from pipeline.stage import Done, Part, iter_tables, write_manifest
 from pipeline.step import run_step, write_tables
@@ -286,7 +287,9 @@ def test_every_chosen_frame_is_in_manifest_or_dropped_by_its_decision(written: P
         assert row["decision"] == decisions[row["sample_id"]]
         place = {"hold": "hold", "drop": "dropped"}
         assert row["group_id"] == row["source_sha256"].hex()
-        assert row["split"] == place.get(row["decision"]) or split_of(row["group_id"], SEED, made.config)
+        assert row["split"] == place.get(row["decision"]) or split_of(
+            row["group_id"], SEED, val=made.config.val, test=made.config.test
+        )
         assert row["sampling_weight"] == 3 / row["inclusion_prob"] == 6
         assert (row["run_id"], row["teacher_id"], row["subject_ids"]) == ("0123456789abcdef", "t", [])
     assert [row["embedding_row"] for row in kept] == list(range(len(kept)))
@@ -446,26 +449,6 @@ def test_statistics_add_up(written: Path) -> None:
             assert sum(value[decision] for value in values.values()) == stats["decisions"][decision]
         said = [row["attr"][name]["value"] for row in rows]
         assert {value: sum(n.values()) for value, n in values.items()} == Counter(v or "unknown" for v in said)
-
-
-def test_statistics_of_a_table_are_counts_of_its_rows(run: Run) -> None:
-    attr = pa.struct([pa.field(name, pa.struct([pa.field("value", pa.string())])) for name in NAMES])
-    rows = [
-        {
-            "decision": decision,
-            "verdict": decision,
-            "split": "train",
-            "source_uri": source,
-            "attr": {name: {"value": value} for name in NAMES},
-        }
-        for decision, source, value in (("keep", "a", "x"), ("keep", "a", None), ("drop", "b", "x"))
-    ]
-    schema = pa.schema([*((n, pa.string()) for n in ("decision", "verdict", "split", "source_uri")), ("attr", attr)])
-    found = statistics(pa.Table.from_pylist(rows, schema=schema), run)
-    assert found["decisions"] == found["verdicts"] == {"keep": 2, "drop": 1}
-    assert (found["sources"], found["splits"]) == (2, {"train": 3})
-    values = {"x": {"keep": 1, "hold": 0, "drop": 1}, "unknown": {"keep": 1, "hold": 0, "drop": 0}}
-    assert found["attributes"] == dict.fromkeys(NAMES, values)
 
 
 def test_config_and_lineage_name_all_that_had_a_part(written: Path, run: Run) -> None:

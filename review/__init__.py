@@ -1,0 +1,1 @@
+"""What a person does with a release: look at it, question it, decide, sign."""
