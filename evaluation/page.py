@@ -5,10 +5,12 @@ The page needs nothing but itself: no script, no font, no request; its policy fo
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import html
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
-_VOID = frozenset({"meta", "img", "br", "col", "hr"})
+_VOID = frozenset({"meta", "img", "br", "col", "hr", "input"})
 
 
 class Html(str):
@@ -41,7 +43,7 @@ def join(*children: Child) -> Html:
 
 def clean(text: str) -> str:
     """Text without control characters, lone surrogates and marks that turn the direction of what follows."""
-    return "".join(c if c.isprintable() else "·" for c in text)
+    return text if text.isprintable() else "".join(c if c.isprintable() else "·" for c in text)
 
 
 def shortened(text: str, length: int) -> str:
@@ -103,19 +105,35 @@ def items(lines: Iterable[Child]) -> Html:
     return tag("ul", *(tag("li", line) for line in lines))
 
 
-def document(title: str, *body: Child) -> Html:
-    """The whole page."""
-    policy = "default-src 'none'; style-src 'unsafe-inline'; img-src data:"
+def document(title: str, *body: Child, style: str | None = None, about: Mapping[str, str] | None = None) -> Html:
+    """The whole page.
+
+    Args:
+        title: of the page.
+        body: its parts.
+        style: rules beside those of the house. A page that names them, be they empty, admits its one style sheet by its
+            hash alone, so no part of it may have a `style` attribute; None leaves them to the parts.
+        about: further names and contents of `meta` elements.
+    """
+    rules = _STYLE + (style or "")
+    admitted = "'unsafe-inline'" if style is None else f"'{_hash(rules)}'"
+    policy = f"default-src 'none'; style-src {admitted}; img-src data:"
     head = tag(
         "head",
         tag("meta", charset="utf-8"),
         tag("meta", http_equiv="Content-Security-Policy", content=policy),
         tag("meta", name="viewport", content="width=device-width, initial-scale=1"),
         tag("meta", name="color-scheme", content="light dark"),
+        *(tag("meta", name=name, content=content) for name, content in (about or {}).items()),
         tag("title", title),
-        tag("style", Html(_STYLE)),
+        tag("style", Html(rules)),
     )
     return Html(f"<!DOCTYPE html>\n{tag('html', head, tag('body', *body), lang='en')}\n")
+
+
+def _hash(text: str) -> str:
+    """What a policy calls the content of an inline element."""
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"
 
 
 def _row(cells: Sequence[Child], classes: Sequence[str]) -> Html:

@@ -1,4 +1,4 @@
-"""Whether a person has signed a release off: the reading side of its review log.
+"""Whether a person has signed a release off: the parser of its review log.
 
 The log of the release with fingerprint F lies in `reviews/F/` beside the folder `releases/` that holds the release,
 always `<release folder>/../../reviews/F/`, whatever these two folders are called:
@@ -24,6 +24,8 @@ An event is never edited; a correction is a new event. A file holds an object as
 | `target`, `reasons`, … | what the type needs; further fields are allowed |
 | `expires_at` | of a `signoff`, optional: the instant from which it does not count; null for never |
 
+What each type needs beyond this, `review.event` says; it is not asked here, so that a sign-off is read alone.
+
 A `signoff` holds until a `withdraw_signoff` follows, or it expires. Any changed byte of the release is another
 fingerprint, which has no log. The chain shows an event that was edited, removed, inserted or moved, but not that the
 last events are missing, nor who wrote them: for that, keep the sha256 of the last event elsewhere. Files whose names
@@ -34,6 +36,7 @@ import json
 import os
 import re
 import stat
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -41,7 +44,7 @@ from typing import Any
 
 from manifests.release import canonical_json, fingerprint, parse_release, read_release_bytes, sha256_hex
 
-EVENT_TYPES = ("sample_decision", "bulk_decision", "comment", "task_result", "signoff", "withdraw_signoff")
+EVENT_TYPES = ("sample_decision", "bulk_decision", "comment", "task", "task_result", "signoff", "withdraw_signoff")
 MAX_EVENT_BYTES = 1 << 20
 MAX_EVENTS = 1_000_000
 
@@ -82,6 +85,28 @@ class Signoff:
     at: datetime
     seq: int
     expires_at: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SignoffState:
+    """What the events up to one say of the sign-off.
+
+    Attributes:
+        state: "none", "signed", "expired" or "withdrawn".
+        signoff: the one that holds; None in every state but "signed".
+        why: in words, why there is none; "" where it is signed.
+    """
+
+    state: str
+    signoff: Signoff | None
+    why: str
+
+    def at(self, now: datetime | None = None) -> "SignoffState":
+        """The state at an instant with a time zone; None for the clock."""
+        if self.signoff and self.signoff.expires_at and self.signoff.expires_at <= (now or datetime.now(UTC)):
+            why = f"that of event {self.signoff.seq} expired at {self.signoff.expires_at.isoformat()}"
+            return SignoffState(state="expired", signoff=None, why=why)
+        return self
 
 
 def review_folder(release_folder: Path, release_fingerprint: str) -> Path:
@@ -139,25 +164,63 @@ def _log(release_folder: Path) -> tuple[Path, str]:
 
 def _signoff(folder: Path, release: str, now: datetime | None) -> tuple[Signoff | None, str]:
     """The sign-off that holds, or None and why there is none."""
-    signoff, why, prev = None, f"no event signs it off in {folder}", None
-    for seq in range(_events(folder)):
-        data = _read(folder, seq)
-        event = _parse(folder, seq, data)
-        _check_chain(folder, seq, event, prev, release)
+    state, prev = unsigned(folder), None
+    for seq in range(count_events(folder)):
+        data = read_event(folder, seq)
+        if data is None:
+            raise ReviewLogError(folder, seq, "is missing: it was removed while the log was read")
+        event = parse_event(folder, seq, data, prev=prev, release=release)
         prev = sha256_hex(data)
-        if event["type"] == "signoff":
-            signoff, why = _signed(folder, seq, event), ""
-            if event.get("verdict", "approved") != "approved":
-                signoff, why = None, f"event {seq} has the verdict {event['verdict']!r:.40}, and not 'approved'"
-        elif event["type"] == "withdraw_signoff":
-            signoff, why = None, f"event {seq} withdrew it"
-    if signoff and signoff.expires_at and signoff.expires_at <= (now or datetime.now(UTC)):
-        return None, f"that of event {signoff.seq} expired at {signoff.expires_at.isoformat()}"
-    return signoff, why
+        state = next_signoff(folder, state, event)
+    state = state.at(now)
+    return state.signoff, state.why
 
 
-def _events(folder: Path) -> int:
-    """How many events the log has; their numbers must be 0, 1, 2 and so on."""
+def unsigned(folder: Path) -> SignoffState:
+    """The state before the first event of the log in `folder`."""
+    return SignoffState(state="none", signoff=None, why=f"no event signs it off in {folder}")
+
+
+def next_signoff(folder: Path, state: SignoffState, event: Mapping[str, Any]) -> SignoffState:
+    """The state after an event, as `parse_event` gives it, without regard to the time.
+
+    Raises:
+        ReviewLogError: a sign-off whose `expires_at` is no instant.
+    """
+    seq = event["seq"]
+    if event["type"] == "withdraw_signoff":
+        return SignoffState(state="withdrawn", signoff=None, why=f"event {seq} withdrew it")
+    if event["type"] != "signoff":
+        return state
+    signoff = _signed(folder, seq, event)
+    if event.get("verdict", "approved") != "approved":
+        why = f"event {seq} has the verdict {event['verdict']!r:.40}, and not 'approved'"
+        return SignoffState(state="none", signoff=None, why=why)
+    return SignoffState(state="signed", signoff=signoff, why="")
+
+
+def event_name(seq: int) -> str:
+    """The name of the file of an event."""
+    return f"{seq:020d}.json"
+
+
+def count_events(folder: Path) -> int:
+    """How many events the log in `folder` has; 0 where there is no such folder.
+
+    Raises:
+        ReviewLogError: their numbers are not 0, 1, 2 and so on, are more than MAX_EVENTS, or cannot be listed.
+    """
+    expected = 0
+    for number in sorted(_numbers(folder)):
+        while expected < number:
+            if not os.path.lexists(folder / event_name(expected)):  # a listing may miss what is written meanwhile
+                raise ReviewLogError(folder, expected, f"is missing, though event {number} is there")
+            expected += 1
+        expected += 1
+    return expected
+
+
+def _numbers(folder: Path) -> list[int]:
     numbers: list[int] = []
     try:
         with os.scandir(folder) as found:
@@ -167,23 +230,32 @@ def _events(folder: Path) -> int:
                     if len(numbers) > MAX_EVENTS:
                         raise ReviewLogError(folder, MAX_EVENTS, f"is beyond the limit of {MAX_EVENTS} events")
     except FileNotFoundError:
-        return 0
+        return []
     except OSError as error:
         raise ReviewLogError(folder, 0, f"cannot be listed: {error}") from error
-    for expected, number in enumerate(sorted(numbers)):
-        if number != expected:
-            raise ReviewLogError(folder, expected, f"is missing, though event {number} is there")
-    return len(numbers)
+    return numbers
 
 
-def _read(folder: Path, seq: int) -> bytes:
-    path = folder / f"{seq:020d}.json"
+def read_event(folder: Path, seq: int) -> bytes | None:
+    """The bytes of an event; None where there is no such event (yet).
+
+    Raises:
+        ReviewLogError: it is no regular file, too large, or cannot be read.
+    """
+    path = f"{folder}/{event_name(seq)}"
     try:
         handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
-        with os.fdopen(handle, "rb") as file:
-            if not stat.S_ISREG(os.fstat(handle).st_mode):
+        try:
+            found = os.fstat(handle)
+            if not stat.S_ISREG(found.st_mode):
                 raise ReviewLogError(folder, seq, "is no regular file")
-            data = file.read(MAX_EVENT_BYTES + 1)
+            data = b""
+            while len(data) <= MAX_EVENT_BYTES and (more := os.read(handle, min(found.st_size, MAX_EVENT_BYTES) + 1)):
+                data += more
+        finally:
+            os.close(handle)
+    except FileNotFoundError:
+        return None
     except OSError as error:
         raise ReviewLogError(folder, seq, f"cannot be read: {error}") from error
     if len(data) > MAX_EVENT_BYTES:
@@ -191,7 +263,19 @@ def _read(folder: Path, seq: int) -> bytes:
     return data
 
 
-def _parse(folder: Path, seq: int, data: bytes) -> dict[str, Any]:
+def parse_event(folder: Path, seq: int, data: bytes, *, prev: str | None, release: str) -> dict[str, Any]:
+    """The event that `data` holds, checked to be in its place in the log in `folder`.
+
+    Args:
+        folder: of the log, for the message.
+        seq: the number in the file's name.
+        data: the bytes of the file.
+        prev: sha256 of the bytes of the event before; None for event 0.
+        release: fingerprint of the release.
+
+    Raises:
+        ReviewLogError: it breaks a rule of the module's table.
+    """
     try:
         event = json.loads(data.decode())
         same = canonical_json(event) == data  # so no key is there twice, no number is NaN, no space was put in
@@ -199,6 +283,7 @@ def _parse(folder: Path, seq: int, data: bytes) -> dict[str, Any]:
         raise ReviewLogError(folder, seq, f"is not valid JSON: {error}") from error
     if not isinstance(event, dict) or not same:
         raise ReviewLogError(folder, seq, "is no JSON object in canonical form: was it edited?")
+    _check_chain(folder, seq, event, prev, release)
     return event
 
 
@@ -216,7 +301,7 @@ def _check_chain(folder: Path, seq: int, event: dict[str, Any], prev: str | None
     _instant(folder, seq, event, "at")
 
 
-def _reviewer(folder: Path, seq: int, event: dict[str, Any]) -> tuple[str, str]:
+def _reviewer(folder: Path, seq: int, event: Mapping[str, Any]) -> tuple[str, str]:
     found = event.get("reviewer")
     values = [found.get(key) for key in ("name", "how_known")] if isinstance(found, dict) else []
     name, how_known = [*values, None, None][:2]
@@ -225,17 +310,39 @@ def _reviewer(folder: Path, seq: int, event: dict[str, Any]) -> tuple[str, str]:
     return name, how_known
 
 
-def _instant(folder: Path, seq: int, event: dict[str, Any], field: str) -> datetime:
-    text = event.get(field)
+def _instant(folder: Path, seq: int, event: Mapping[str, Any], field: str) -> datetime:
+    try:
+        return parse_instant(event.get(field))
+    except ValueError as error:
+        raise ReviewLogError(folder, seq, f"must have {field} {error}") from error
+
+
+def parse_instant(text: object) -> datetime:
+    """The instant of an event, as `render_instant` writes it.
+
+    Raises:
+        ValueError: it is no such instant.
+    """
     try:
         if isinstance(text, str) and _INSTANT.fullmatch(text):
             return datetime.fromisoformat(text)
     except ValueError:
         pass
-    raise ReviewLogError(folder, seq, f"must have {field} in UTC like 2026-03-01T12:00:00Z, got {text!r:.80}")
+    raise ValueError(f"in UTC like 2026-03-01T12:00:00Z, got {text!r:.80}")
 
 
-def _signed(folder: Path, seq: int, event: dict[str, Any]) -> Signoff:
+def render_instant(instant: datetime) -> str:
+    """An instant in UTC like 2026-03-01T12:00:00Z, with up to six digits of the second.
+
+    Raises:
+        ValueError: it has no time zone.
+    """
+    if instant.tzinfo is None:
+        raise ValueError(f"an instant needs a time zone, got {instant.isoformat()}: say which, e.g. UTC")
+    return instant.astimezone(UTC).isoformat().replace("+00:00", "Z")
+
+
+def _signed(folder: Path, seq: int, event: Mapping[str, Any]) -> Signoff:
     name, how_known = _reviewer(folder, seq, event)
     return Signoff(
         reviewer=name,

@@ -21,8 +21,8 @@ from pipeline.config import Config
 from pipeline.embed import encode_jpeg, frames_of
 from pipeline.errors import CurateError, InputError, UsageError
 from pipeline.publish import MAX_PIXELS
+from pipeline.released import one_release
 from pipeline.stage import MANIFEST, Done, Span, iter_tables, read_manifest, read_span
-from pipeline.train import one_release
 
 LABELS = {"relabel": "rechosen", "label": "chosen"}
 """Stages with labels, the later first, and the step whose rows they label."""

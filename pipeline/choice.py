@@ -33,11 +33,12 @@ from pipeline.dedupe import dedupe, families
 from pipeline.embed import Embed, weights_digest
 from pipeline.errors import InputError, StorageError
 from pipeline.job import Job
-from pipeline.probe import Probe, probe_spans
+from pipeline.probe import ERASED, Probe, probe_spans
 from pipeline.quota import shortfall_text
 from pipeline.sources import list_sources
 from pipeline.stage import Done, Span, identity, read_span
 from pipeline.step import Weights, digest_of, weights_of, write_tables
+from pipeline.suppressed import suppressed_of
 from training.files import sha256_file
 
 _READING = ("probe", "embed", "first_label", "label")
@@ -55,7 +56,8 @@ def survey(job: Job) -> dict[str, Done]:
     sources = job.step("sources", None, [digest], [], lambda folder: write_tables(folder, [table]))
     given_of(job, sources)  # a bad table is refused before anything is decoded
     spans = probe_spans(sources.uris()[0], table.column("bytes").to_pylist(), job.config.probe)
-    probe = job.stage(Probe(config=job.config.probe.scan), spans, sources)
+    suppressed = suppressed_of(job.output, job.config.cluster.duplicates.distance)
+    probe = job.stage(Probe(config=job.config.probe.scan, suppressed=suppressed), spans, sources)
     quarantine(job, {"probe": probe})
     if probe.counts["not_media"] or hidden:
         job.say("probe", f"{probe.counts['not_media']} files that are no media and {hidden} hidden ones passed over")
@@ -67,7 +69,7 @@ def survey(job: Job) -> dict[str, Done]:
 
 def _check_bad(job: Job, probe: Done) -> None:
     bad, total = probe.counts["bad"], probe.counts["sources"]
-    errors = [fault for fault in probe.faults if fault["error"] != "BlankFrame"]
+    errors = [fault for fault in probe.faults if fault["error"] not in ("BlankFrame", ERASED)]
     first = "; ".join(f"{fault['source']}: {fault['message']}" for fault in errors[:10])
     if probe.rows == 0:
         raise InputError(f"no readable input: {total} media files, {bad} of them broken{': ' + first if first else ''}")

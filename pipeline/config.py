@@ -7,19 +7,18 @@ values are refused with the nearest right name.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 from pipeline.cluster import ClusterConfig
 from pipeline.embed import EmbedConfig
-from pipeline.errors import UsageError
+from pipeline.errors import UsageError, did_you_mean
 from pipeline.evaluate_config import EvaluateConfig
 from pipeline.export import ExportConfig
 from pipeline.judge import JudgeConfig
@@ -136,15 +135,6 @@ def build(kind: type[T], raw: Mapping[str, Any], where: str) -> T:
         return kind(**values)
     except ValueError as error:
         raise UsageError(f"{where}: {error}") from error
-
-
-def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """``; did you mean 'x'?`` for the nearest known word, or the list of known words if none is near."""
-    known = sorted(known)
-    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    if near:
-        return f"; did you mean '{near[0]}'?"
-    return f"; known are {', '.join(known)}" if len(known) <= 30 else ""
 
 
 def _convert(hint: Any, value: Any, where: str) -> Any:

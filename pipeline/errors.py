@@ -9,6 +9,9 @@
     └── StageError         a stage could not finish; what was committed stays
 """
 
+import difflib
+from collections.abc import Iterable
+
 
 class CurateError(Exception):
     """The run failed; the message names the thing, the rule, the value found, and the remedy."""
@@ -32,3 +35,12 @@ class StorageError(CurateError):
 
 class StageError(CurateError):
     """A stage could not finish; what it had committed stays and is not redone."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """``; did you mean 'x'?`` for the nearest known word, or the list of known words if none is near."""
+    known = sorted(known)
+    near = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    if near:
+        return f"; did you mean '{near[0]}'?"
+    return f"; known are {', '.join(known)}" if len(known) <= 30 else ""

@@ -9,10 +9,11 @@ import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
-from typing import NoReturn, get_args
+from typing import get_args
 
-from pipeline.config import did_you_mean
-from pipeline.errors import UsageError
+from pipeline import desk_flags
+from pipeline.arguments import Parser, Subparsers, folder, natural, positive, refuse_unknown, sha256, subparser
+from pipeline.errors import UsageError, did_you_mean
 from pipeline.film import suffixes
 from pipeline.runner import RUNNERS
 from students.export import FORMATS
@@ -32,7 +33,7 @@ COMMANDS = (
     "teach",
     "teacher",
     "train",
-    "verify",
+    *desk_flags.COMMANDS,
 )
 TEACHER_COMMANDS = ("convert", "evaluate", "fetch")
 _SIZE = re.compile(r"(\d+(?:\.\d+)?)([kKmM]?)")
@@ -41,18 +42,6 @@ _EPILOG = """\
 exit codes: 0 done, 1 failed (what was committed is kept), 2 wrong usage
 what follows -- goes to Apache Beam, for example: -- --project=P --region=R --temp_location=gs://B/tmp
 """
-
-
-class Parser(argparse.ArgumentParser):
-    """Refuses by an exception instead of an exit."""
-
-    def error(self, message: str) -> NoReturn:
-        """See argparse; names the nearest choice where one is wrong."""
-        wrong = re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", message)
-        if wrong:
-            known = re.findall(r"[\w-]+", wrong[2])
-            raise UsageError(f"{message.split(' (choose', maxsplit=1)[0]}{did_you_mean(wrong[1], known)}")
-        raise UsageError(message)
 
 
 def parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -75,7 +64,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     name = " ".join(ours[: 2 if ours[0] == "teacher" else 1])
     if name in commands:
         rest = ours[len(name.split()) :]
-        _refuse_unknown(commands[name], rest)
+        refuse_unknown(commands[name], rest)
         values = commands[name].parse_args(rest)
         values.command = name
     elif ours[0] == "teacher" and not set(ours) & {"-h", "--help"}:
@@ -87,14 +76,6 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         raise UsageError(f"'curate {values.command}' runs no Beam flags; remove what follows --")
     values.beam = tuple(beam)
     return values
-
-
-def _refuse_unknown(parser: Parser, arguments: Sequence[str]) -> None:
-    """Names a mistyped flag before argparse complains of the flag that is then missing."""
-    known = [option for action in parser._actions for option in action.option_strings]
-    for word in (argument.split("=")[0] for argument in arguments if argument.startswith("--")):
-        if word not in known:
-            raise UsageError(f"unknown argument '{word}'{did_you_mean(word, known)}")
 
 
 def size(text: str) -> int:
@@ -131,23 +112,12 @@ def _parsers() -> tuple[Parser, dict[str, Parser]]:
         "teach": _teach(table),
         **_teacher(table),
         "train": _train(table),
-        "verify": _verify(table),
+        **desk_flags.parsers(table),
     }
 
 
-def _sub(table: argparse._SubParsersAction[Parser], name: str, text: str) -> Parser:
-    return table.add_parser(
-        name,
-        help=text,
-        description=text[0].upper() + text[1:] + ".",
-        allow_abbrev=False,
-        epilog=_EPILOG if name == "run" else None,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-
-
-def _run(table: argparse._SubParsersAction[Parser]) -> Parser:
-    run = _sub(table, "run", "run the main job (the default command)")
+def _run(table: Subparsers) -> Parser:
+    run = subparser(table, "run", "run the main job (the default command)", _EPILOG)
     add = run.add_argument
     add(
         "--input",
@@ -199,15 +169,15 @@ def _run(table: argparse._SubParsersAction[Parser]) -> Parser:
     return run
 
 
-def _demo(table: argparse._SubParsersAction[Parser]) -> Parser:
-    demo = _sub(table, "demo", "run the main job on a drawn world of video calls; needs no data")
+def _demo(table: Subparsers) -> Parser:
+    demo = subparser(table, "demo", "run the main job on a drawn world of video calls; needs no data")
     demo.add_argument("--target-size", type=size, default=120, metavar="N", help="frames to choose (default 120)")
     _common(demo)
     return demo
 
 
-def _audit(table: argparse._SubParsersAction[Parser]) -> Parser:
-    audit = _sub(table, "audit", "draw frames for people to label, or read what they have drawn")
+def _audit(table: Subparsers) -> Parser:
+    audit = subparser(table, "audit", "draw frames for people to label, or read what they have drawn")
     add = audit.add_argument
     add(
         "path",
@@ -217,8 +187,8 @@ def _audit(table: argparse._SubParsersAction[Parser]) -> Parser:
     )
     add("--size", type=size, metavar="N", help="frames to draw (default 200, of a --list all)")
     add("--list", type=Path, metavar="FILE", help="draw no sample but these frames: label_first.csv of next-round")
-    add("--output", type=_folder, metavar="DIR", help="where they go: a new or empty folder")
-    add("--seed", type=_natural, metavar="S", help="of the draw (default 0)")
+    add("--output", type=folder, metavar="DIR", help="where they go: a new or empty folder")
+    add("--seed", type=natural, metavar="S", help="of the draw (default 0)")
     add("--coco", action="store_true", help="also write annotations.json, with the images and no person, for tools")
     add(
         "--without",
@@ -233,8 +203,8 @@ def _audit(table: argparse._SubParsersAction[Parser]) -> Parser:
     return audit
 
 
-def _evaluate(table: argparse._SubParsersAction[Parser]) -> Parser:
-    evaluate = _sub(table, "evaluate", "measure any model on videos: masks, boundaries, flicker, and whom it fails")
+def _evaluate(table: Subparsers) -> Parser:
+    evaluate = subparser(table, "evaluate", "measure any model on videos: masks, boundaries, flicker, whom it fails")
     add = evaluate.add_argument
     add(
         "--model",
@@ -263,8 +233,8 @@ def _evaluate(table: argparse._SubParsersAction[Parser]) -> Parser:
     return evaluate
 
 
-def _teach(table: argparse._SubParsersAction[Parser]) -> Parser:
-    teach = _sub(table, "teach", "train a PointRend teacher on a labelled set")
+def _teach(table: Subparsers) -> Parser:
+    teach = subparser(table, "teach", "train a PointRend teacher on a labelled set")
     teach.add_argument(
         "--labelled", type=Path, required=True, metavar="DIR", help="images/ and masks/ with equal names"
     )
@@ -272,10 +242,10 @@ def _teach(table: argparse._SubParsersAction[Parser]) -> Parser:
     return teach
 
 
-def _teacher(table: argparse._SubParsersAction[Parser]) -> dict[str, Parser]:
-    teacher = _sub(table, "teacher", "measure, fetch or convert a teacher")
+def _teacher(table: Subparsers) -> dict[str, Parser]:
+    teacher = subparser(table, "teacher", "measure, fetch or convert a teacher")
     below = teacher.add_subparsers(title="commands", dest="below", parser_class=Parser, metavar="COMMAND")
-    evaluate = _sub(below, "evaluate", "measure a teacher on a labelled set, per attribute, with its calibration")
+    evaluate = subparser(below, "evaluate", "measure a teacher on a labelled set, per attribute, with its calibration")
     evaluate.add_argument("--teacher", type=Path, required=True, metavar="FILE", help="as the main job takes it")
     evaluate.add_argument(
         "--labelled", type=Path, required=True, metavar="DIR", help="images/ and masks/ with equal names"
@@ -283,20 +253,20 @@ def _teacher(table: argparse._SubParsersAction[Parser]) -> dict[str, Parser]:
     evaluate.add_argument(
         "--attributes", type=Path, metavar="FILE", help="CSV with a column 'name' and one column per attribute"
     )
-    evaluate.add_argument("--output", type=_folder, required=True, metavar="DIR", help="where tables and pictures go")
+    evaluate.add_argument("--output", type=folder, required=True, metavar="DIR", help="where tables and pictures go")
     evaluate.add_argument("--config", type=Path, metavar="FILE", help="TOML file; its section [teacher] is read")
-    fetch = _sub(below, "fetch", "download a PointRend of Detectron2's Model Zoo, check it and cache it")
+    fetch = subparser(below, "fetch", "download a PointRend of Detectron2's Model Zoo, check it and cache it")
     fetch.add_argument("name", metavar="NAME", help=f"one of {', '.join(ZOO)}")
-    fetch.add_argument("--sha256", type=_sha256, metavar="HEX", help="refuse a file with another digest")
+    fetch.add_argument("--sha256", type=sha256, metavar="HEX", help="refuse a file with another digest")
     fetch.add_argument("--cache", type=Path, metavar="DIR", help="where to (default ~/.cache/curate)")
-    convert = _sub(below, "convert", "read a .pkl or .pth safely, once, and write it as safetensors")
+    convert = subparser(below, "convert", "read a .pkl or .pth safely, once, and write it as safetensors")
     convert.add_argument(
         "source", type=Path, metavar="FILE", help="a PointRend of Detectron2 (.pkl, .pth, .safetensors)"
     )
     convert.add_argument("target", type=Path, metavar="TARGET", help="the .safetensors to write")
     convert.add_argument(
         "--person-classes",
-        type=_natural,
+        type=natural,
         nargs="+",
         default=(),
         metavar="N",
@@ -305,8 +275,8 @@ def _teacher(table: argparse._SubParsersAction[Parser]) -> dict[str, Parser]:
     return {"teacher evaluate": evaluate, "teacher fetch": fetch, "teacher convert": convert}
 
 
-def _train(table: argparse._SubParsersAction[Parser]) -> Parser:
-    train = _sub(table, "train", "train the shipping student on a release, a labelled set or both")
+def _train(table: Subparsers) -> Parser:
+    train = subparser(table, "train", "train the shipping student on a release, a labelled set or both")
     add = train.add_argument
     add("release", type=Path, nargs="?", metavar="RELEASE", help="a release, or the --output of a run")
     add("--labelled", type=Path, metavar="DIR", help="images/ and masks/ with equal names")
@@ -316,8 +286,8 @@ def _train(table: argparse._SubParsersAction[Parser]) -> Parser:
     return train
 
 
-def _export(table: argparse._SubParsersAction[Parser]) -> Parser:
-    export = _sub(table, "export", "export a student for devices, each file compared with the student")
+def _export(table: Subparsers) -> Parser:
+    export = subparser(table, "export", "export a student for devices, each file compared with the student")
     add = export.add_argument
     add("model", type=Path, metavar="STUDENT", help="student.safetensors of curate train")
     add("--output", type=Path, required=True, metavar="DIR", help="where the files and export.json go")
@@ -334,25 +304,25 @@ def _export(table: argparse._SubParsersAction[Parser]) -> Parser:
     return export
 
 
-def _search(table: argparse._SubParsersAction[Parser]) -> Parser:
-    search = _sub(table, "search", "search for the students that fit a latency on this machine")
+def _search(table: Subparsers) -> Parser:
+    search = subparser(table, "search", "search for the students that fit a latency on this machine")
     add = search.add_argument
     add("--latency-ms", type=_milliseconds, required=True, metavar="MS", help="CPU ms per image, one thread, ONNX")
     add("--labelled", type=Path, metavar="DIR", help="score by short trainings on these images")
     add("--release", type=Path, metavar="RELEASE", help="score by short trainings on this release")
     add("--aspect", type=_ratio, default=1.0, metavar="W:H", help="of the images, as 16:9 (default 1:1)")
-    add("--trials", type=_positive, default=20, metavar="N", help="candidates to measure (default 20)")
-    add("--steps", type=_positive, default=120, metavar="N", help="of the longest trainings (default 120)")
+    add("--trials", type=positive, default=20, metavar="N", help="candidates to measure (default 20)")
+    add("--steps", type=positive, default=120, metavar="N", help="of the longest trainings (default 120)")
     _common(search, workers=False, config=False)
     return search
 
 
-def _next_round(table: argparse._SubParsersAction[Parser]) -> Parser:
-    following = _sub(table, "next-round", "say what to select and what to label next, from the verdicts of a release")
+def _next_round(table: Subparsers) -> Parser:
+    following = subparser(table, "next-round", "say what to select and to label next, from the verdicts of a release")
     add = following.add_argument
     add("release", type=Path, metavar="RELEASE", help="a release, or the --output of a run")
-    add("--output", type=_folder, required=True, metavar="DIR", help="where next.toml and label_first.csv go")
-    add("--labels", type=_positive, default=100, metavar="N", help="labels to list for a person (default 100)")
+    add("--output", type=folder, required=True, metavar="DIR", help="where next.toml and label_first.csv go")
+    add("--labels", type=positive, default=100, metavar="N", help="labels to list for a person (default 100)")
     add(
         "--config",
         type=Path,
@@ -379,8 +349,8 @@ def _ratio(text: str) -> float:
     return int(match[1]) / int(match[2])
 
 
-def _preview(table: argparse._SubParsersAction[Parser]) -> Parser:
-    preview = _sub(table, "preview", "render a background effect into a video with a model's masks")
+def _preview(table: Subparsers) -> Parser:
+    preview = subparser(table, "preview", "render a background effect into a video with a model's masks")
     add = preview.add_argument
     add("video", type=Path, metavar="VIDEO", help="what is rendered; its sound is copied")
     add("--model", type=Path, required=True, metavar="MODEL", help="student, exported student, teacher, .onnx, masks")
@@ -409,17 +379,11 @@ def _seconds(text: str) -> float:
     return value
 
 
-def _verify(table: argparse._SubParsersAction[Parser]) -> Parser:
-    verify = _sub(table, "verify", "check every checksum, schema, count and picture of a release")
-    verify.add_argument("release", type=Path, metavar="RELEASE", help="a release, or the --output of a run")
-    return verify
-
-
 def _common(parser: Parser, *, workers: bool = True, seed: bool = True, config: bool = True) -> None:
     add = parser.add_argument
     add(
         "--output",
-        type=_folder,
+        type=folder,
         required=True,
         metavar="DIR",
         help="where everything goes that the command makes; killed, the same command resumes from it",
@@ -427,40 +391,16 @@ def _common(parser: Parser, *, workers: bool = True, seed: bool = True, config: 
     if config:
         add("--config", type=Path, metavar="FILE", help="TOML file with the settings of the stages")
     if seed:
-        add("--seed", type=_natural, default=0, metavar="S", help="of every random choice (default 0)")
+        add("--seed", type=natural, default=0, metavar="S", help="of every random choice (default 0)")
     if workers:
         cores = os.cpu_count() or 1
         add(
             "--workers",
-            type=_positive,
+            type=positive,
             default=cores,
             metavar="W",
             help=f"threads on this machine (default {cores}); never changes the result",
         )
-
-
-def _folder(text: str) -> str:
-    if not text.strip():
-        raise argparse.ArgumentTypeError("must name a folder, got nothing")
-    return text
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number >= 1, got '{text}'")
-    return int(text)
-
-
-def _natural(text: str) -> int:
-    if not text.isdecimal() or int(text) >= 1 << 31:
-        raise argparse.ArgumentTypeError(f"must be a whole number from 0 to 2147483647, got '{text}'")
-    return int(text)
-
-
-def _sha256(text: str) -> str:
-    if not re.fullmatch(r"[0-9a-fA-F]{64}", text):
-        raise argparse.ArgumentTypeError(f"must be 64 hexadecimal digits, got '{text}'")
-    return text.lower()
 
 
 def _fraction(text: str) -> float:

@@ -39,8 +39,8 @@ from pipeline.judge_summary import FORMAT
 from pipeline.mask_attributes import MASK_ATTRIBUTES
 from pipeline.next_labels import Candidates, LabelList, label_first
 from pipeline.next_targets import ClassNeed, JudgedLabels, NextTargets, class_needs, next_targets, render_toml
+from pipeline.released import one_release
 from pipeline.stage import identity
-from pipeline.train import one_release
 from pipeline.verdicts import AUDIT_REASON, DRAWN_REASON, WRONG_REASON
 from training.files import sha256_file
 

@@ -14,12 +14,14 @@ from typing import Any, BinaryIO, ClassVar
 
 import pyarrow as pa
 
+from manifests.erasures import Suppression
 from pipeline import storage
 from pipeline.attributes import COMPUTED, computed_attributes
 from pipeline.errors import CurateError
 from pipeline.frames import MEDIA_SUFFIXES, Fault, Frame, ScanConfig, Tally, content_sha256, dhash64, scan, sniff
 from pipeline.motion import GRID_BYTES, encode_grid
 from pipeline.stage import Output, Span, Task, read_span
+from pipeline.suppressed import Suppressed
 
 PROBED = pa.schema(
     [
@@ -40,6 +42,8 @@ PROBED = pa.schema(
     ]
 )
 _CHUNK = 1 << 20
+ERASED = "Erased"
+"""The error of what an erasure keeps out; its source is not named, or the quarantine would bring the name back."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,25 +65,33 @@ class ProbeConfig:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Probe:
-    """The work of the probe stage; a task is a span of the table of sources."""
+    """The work of the probe stage; a task is a span of the table of sources.
+
+    Attributes:
+        config: how frames are taken.
+        suppressed: sources and frames that were erased and are not read again; None where there are none.
+    """
 
     name: ClassVar[str] = "probe"
     version: ClassVar[int] = 2
     libraries: ClassVar[tuple[str, ...]] = ("av", "numpy", "opencv-python-headless", "pillow", "pyarrow")
 
     config: ScanConfig
+    suppressed: Suppressed | None = None
 
     def open(self) -> Callable[[Task], Output]:
         """The function that probes the sources of a task."""
-        return self._run
+        if self.suppressed is None:
+            return functools.partial(self._run, None)
+        return functools.partial(self._run, _Erased(self.suppressed.open(), self.suppressed.distance))
 
-    def _run(self, task: Task) -> Output:
+    def _run(self, erased: _Erased | None, task: Task) -> Output:
         rows: list[dict[str, Any]] = []
         faults: list[dict[str, Any]] = []
         counts = dict.fromkeys(("read", "undecodable", "duplicate", "not_sampled", "sources", "bad", "not_media"), 0)
         for span in task.spans:
             for uri in read_span(span, ["uri"]).column("uri").to_pylist():
-                _probe_source(uri, self.config, rows, faults, counts)
+                _probe_source(uri, self.config, erased, rows, faults, counts)
         return Output(table=pa.Table.from_pylist(rows, schema=PROBED), counts=counts, faults=faults)
 
 
@@ -124,6 +136,7 @@ def opener(uri: str) -> Callable[[], BinaryIO]:
 def _probe_source(
     uri: str,
     config: ScanConfig,
+    erased: _Erased | None,
     rows: list[dict[str, Any]],
     faults: list[dict[str, Any]],
     counts: dict[str, int],
@@ -137,13 +150,46 @@ def _probe_source(
         counts["not_media"] += 1
         return
     tally = Tally()
-    if kind is None:
+    if erased is not None and erased.listed.has_source(digest):
+        erased.count(tally, "a source that was erased", 1, read=1)
+    elif kind is None:
         message = "the content is no image, video or Parquet file, although the name says so"
         tally = Tally(read=1, undecodable=1, faults=[Fault("UnsupportedFormat", message, 1)])
     else:
-        frames = scan(opener(uri), uri, kind, config, tally)
-        rows.extend(_row(uri, digest, kind, frame) for frame in frames)
+        frames = (_row(uri, digest, kind, frame) for frame in scan(opener(uri), uri, kind, config, tally))
+        rows.extend(frames if erased is None else erased.passed(frames, tally))
     _count(uri, tally, faults, counts)
+
+
+@dataclass(frozen=True, slots=True)
+class _Erased:
+    """What erasures keep out.
+
+    Attributes:
+        listed: sources and frames.
+        distance: of difference hashes.
+    """
+
+    listed: Suppression
+    distance: int
+
+    def passed(self, rows: Iterator[dict[str, Any]], tally: Tally) -> Iterator[dict[str, Any]]:
+        """The rows of frames that were not erased; the others are counted."""
+        gone = 0
+        for row in rows:
+            if self.listed.has_frame(row["content_sha256"], row["dhash64"], self.distance):
+                gone += 1
+            else:
+                yield row
+        if gone:
+            self.count(tally, "frames that were erased, or look like one that was", gone)
+
+    @staticmethod
+    def count(tally: Tally, what: str, items: int, *, read: int = 0) -> None:
+        """Counts items as not sampled; those that were not met while scanning are read as well."""
+        tally.read += read
+        tally.not_sampled += items
+        tally.faults.append(Fault(ERASED, f"{what}; see the folder erasures", items))
 
 
 def _identify(uri: str) -> tuple[str | None, bytes]:
@@ -190,8 +236,14 @@ def _count(uri: str, tally: Tally, faults: list[dict[str, Any]], counts: dict[st
     for key in ("read", "undecodable", "duplicate", "not_sampled"):
         counts[key] += getattr(tally, key)
     counts["sources"] += 1
-    counts["bad"] += any(fault.error != "BlankFrame" for fault in tally.faults)
+    counts["bad"] += any(fault.error not in ("BlankFrame", ERASED) for fault in tally.faults)
     faults.extend(
-        {"source": uri, "stage": "probe", "error": f.error, "message": f.message, "items": f.items}
+        {
+            "source": "" if f.error == ERASED else uri,
+            "stage": "probe",
+            "error": f.error,
+            "message": f.message,
+            "items": f.items,
+        }
         for f in tally.faults
     )

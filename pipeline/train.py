@@ -11,10 +11,10 @@ from manifests.labelled import LabelledError
 from manifests.release import ReleaseError
 from manifests.shard import ShardError
 from manifests.signoff import UnsignedError
-from manifests.verify import VerifyError, find_releases
 from pipeline import storage
 from pipeline.config import Config
 from pipeline.errors import InputError, StageError, UsageError
+from pipeline.released import one_release
 from pipeline.threads import torch_threads
 from students.model import StudentConfig
 from students.recipe import Preset, TrainError
@@ -74,19 +74,3 @@ def train_student(
         raise InputError(str(error)) from error
     except TrainError as error:
         raise StageError(f"train: {error}") from error
-
-
-def one_release(path: Path) -> Path:
-    """The release in a folder: itself, or the only one of a run's output.
-
-    Raises:
-        InputError: there is none, or there are several.
-    """
-    try:
-        found = find_releases(path)
-    except VerifyError as error:
-        raise InputError(str(error)) from error
-    if len(found) > 1:
-        names = ", ".join(str(folder) for folder in found[:3])
-        raise InputError(f"{path} holds {len(found)} releases: {names}{' …' * (len(found) > 3)}; name one of them")
-    return found[0]

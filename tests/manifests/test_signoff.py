@@ -1,13 +1,27 @@
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from manifests.release import Counts, Release, canonical_json, fingerprint, render_release, sha256_hex, write_release
-from manifests.signoff import MAX_EVENT_BYTES, ReviewLogError, UnsignedError, check_signed, review_folder, signoff_of
+from manifests.signoff import (
+    EVENT_TYPES,
+    MAX_EVENT_BYTES,
+    ReviewLogError,
+    UnsignedError,
+    check_signed,
+    count_events,
+    event_name,
+    parse_instant,
+    render_instant,
+    review_folder,
+    signoff_of,
+)
 
 AT = "2026-03-01T12:00:00Z"
 
@@ -77,6 +91,12 @@ def test_the_last_signoff_holds(folder: Path) -> None:
     assert found == signoff_of(folder)
     assert (found.reviewer, found.how_known, found.seq) == ("Ada", "not verified", 1)
     assert found.at == datetime(2026, 3, 1, 12, tzinfo=UTC)
+
+
+@pytest.mark.parametrize("kind", EVENT_TYPES[:5])
+def test_an_event_of_any_other_type_leaves_a_signoff_as_it_is(folder: Path, kind: str) -> None:
+    _write(folder, kind, "signoff", kind)
+    assert check_signed(folder).seq == 1
 
 
 def test_a_withdrawal_ends_a_signoff_and_another_signoff_renews_it(folder: Path) -> None:
@@ -220,3 +240,37 @@ def test_a_release_that_was_exchanged_is_not_signed(folder: Path) -> None:
     _write(folder, "signoff")
     with pytest.raises(UnsignedError, match="exchanged while it was read"):
         check_signed(folder, fingerprint=64 * "0")
+
+
+def test_events_that_a_listing_missed_are_there(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = _write(folder, "comment", "comment", "signoff")
+    real = os.scandir
+
+    class Late:
+        """A listing that was begun before event 1 was written, and ended after event 2 was."""
+
+        def __init__(self, path: Path) -> None:
+            self.found = [entry for entry in real(path) if entry.name != event_name(1)]
+
+        def __enter__(self) -> list[os.DirEntry[str]]:
+            return self.found
+
+        def __exit__(self, *_: object) -> None:
+            pass
+
+    monkeypatch.setattr(os, "scandir", Late)
+    assert count_events(log) == 3
+    assert check_signed(folder).seq == 2
+
+
+@given(st.datetimes(), st.integers(-1439, 1439))
+def test_an_instant_is_read_as_it_was_written_whatever_its_time_zone(naive: datetime, minutes: int) -> None:
+    instant = naive.replace(tzinfo=UTC)
+    try:
+        elsewhere = instant.astimezone(timezone(timedelta(minutes=minutes)))
+    except OverflowError:
+        return
+    assert render_instant(elsewhere) == render_instant(instant)
+    assert parse_instant(render_instant(elsewhere)) == instant
+    with pytest.raises(ValueError, match="needs a time zone"):
+        render_instant(naive)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from manifests.release import Counts
-from pipeline import cli, demo
+from pipeline import commands, demo, storage
 from pipeline.cli import main
 from pipeline.config import Config
 from pipeline.errors import CurateError, InputError, StageError, StorageError, UsageError
@@ -130,13 +130,13 @@ def test_a_file_that_is_missing_or_no_good_is_named_in_one_line(
 def test_a_message_is_told_as_it_is(
     error: type[CurateError], text: str, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
-    monkeypatch.setattr(cli, "curate", raising(error(text)))
+    monkeypatch.setattr(commands, "curate", raising(error(text)))
     assert main(RUN) == error.exit_code
     assert capsys.readouterr().err == f"curate: error: {text}\n"
 
 
 def test_an_error_of_the_operating_system_names_the_path(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
-    monkeypatch.setattr(cli, "curate", raising(PermissionError(13, "Permission denied", "/some/[/file]")))
+    monkeypatch.setattr(commands, "curate", raising(PermissionError(13, "Permission denied", "/some/[/file]")))
     assert main(RUN) == 1
     first, second = capsys.readouterr().err.splitlines()
     assert first == "curate: error: [Errno 13] Permission denied: '/some/[/file]'; check the path and the disk"
@@ -144,7 +144,7 @@ def test_an_error_of_the_operating_system_names_the_path(monkeypatch: pytest.Mon
 
 
 def test_a_stopped_run_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
-    monkeypatch.setattr(cli, "curate", raising(KeyboardInterrupt()))
+    monkeypatch.setattr(commands, "curate", raising(KeyboardInterrupt()))
     assert main(RUN) == 1
     shown = capsys.readouterr()
     assert shown.err == "curate: stopped; what was committed is kept, the same command goes on from there\n"
@@ -155,7 +155,7 @@ def test_a_stopped_run_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, capsys
 def test_a_defect_of_ours_is_told_without_a_traceback(
     error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: Said
 ) -> None:
-    monkeypatch.setattr(cli, "curate", raising(error))
+    monkeypatch.setattr(commands, "curate", raising(error))
     assert main(RUN) == 1
     shown = capsys.readouterr()
     first, second = shown.err.splitlines()
@@ -166,14 +166,14 @@ def test_a_defect_of_ours_is_told_without_a_traceback(
 
 def test_a_defect_is_raised_where_its_traceback_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CURATE_DEBUG", "1")
-    monkeypatch.setattr(cli, "curate", raising(KeyError("lost")))
+    monkeypatch.setattr(commands, "curate", raising(KeyError("lost")))
     with pytest.raises(KeyError, match="lost"):
         main(RUN)
 
 
 def test_what_the_user_can_mend_is_no_traceback_even_then(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
     monkeypatch.setenv("CURATE_DEBUG", "1")
-    monkeypatch.setattr(cli, "curate", raising(InputError("no frames")))
+    monkeypatch.setattr(commands, "curate", raising(InputError("no frames")))
     assert main(RUN) == 1
     assert capsys.readouterr().err == "curate: error: no frames\n"
 
@@ -206,7 +206,7 @@ def test_a_run_is_given_every_flag_and_tells_every_count(
         jobs.append(job)
         return result()
 
-    monkeypatch.setattr(cli, "curate", curate)
+    monkeypatch.setattr(commands, "curate", curate)
     (tmp_path / "c.toml").write_text("[label]\nrows = 7\n")
     more = ["--seed", "9", "--workers", "3", "--teacher", "t.pth", "--attributes", "a.csv", "--max-bad-fraction", "0.5"]
     more += ["--gold", "g", "--audit", "a", "--audit", "b"]
@@ -237,7 +237,7 @@ def test_a_run_is_given_every_flag_and_tells_every_count(
 
 
 def test_a_release_that_was_not_read_again_says_so(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
-    monkeypatch.setattr(cli, "curate", lambda _: result(verified=False))
+    monkeypatch.setattr(commands, "curate", lambda _: result(verified=False))
     assert main(RUN) == 0
     assert "copy it here and run 'curate verify' on it" in capsys.readouterr().out
 
@@ -245,24 +245,24 @@ def test_a_release_that_was_not_read_again_says_so(monkeypatch: pytest.MonkeyPat
 def test_a_plan_that_the_disk_cannot_hold_fails(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
     line = Line(stage="publish", tasks=3, items=1234, cpu_hours=0.5, gpu_hours=0.0, bytes=2_000_000)
     plan = Plan(lines=(line,), memory_bytes=5_000, sampled=2, sources=9)
-    monkeypatch.setattr(cli, "estimate", lambda _: plan)
-    monkeypatch.setattr(cli, "curate", raising(AssertionError("a plan runs nothing")))
-    monkeypatch.setattr(cli.storage, "free_bytes", lambda _: 2_000_000)
+    monkeypatch.setattr(commands, "estimate", lambda _: plan)
+    monkeypatch.setattr(commands, "curate", raising(AssertionError("a plan runs nothing")))
+    monkeypatch.setattr(storage, "free_bytes", lambda _: 2_000_000)
     assert main([*RUN, "--plan"]) == 0
     shown = capsys.readouterr().out
     assert "plan, from 2 of 9 sources" in shown
     assert all(text in shown for text in ("publish", "1234", "0.500", "2,000,000", "5,000 bytes"))
     assert "price" not in shown
-    monkeypatch.setattr(cli.storage, "free_bytes", lambda _: 1_999_999)
+    monkeypatch.setattr(storage, "free_bytes", lambda _: 1_999_999)
     assert main([*RUN, "--plan"]) == 1
     assert "out has 1999999 bytes free, the plan needs 2000000; free some space" in capsys.readouterr().err
-    monkeypatch.setattr(cli.storage, "free_bytes", lambda _: None)
+    monkeypatch.setattr(storage, "free_bytes", lambda _: None)
     assert main([*RUN, "--plan"]) == 0
 
 
 def test_a_plan_has_a_price_where_hours_have_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:
     line = Line(stage="label", tasks=1, items=1, cpu_hours=3.0, gpu_hours=2.0, bytes=0)
-    monkeypatch.setattr(cli, "estimate", lambda _: Plan(lines=(line,), memory_bytes=1, sampled=1, sources=1))
+    monkeypatch.setattr(commands, "estimate", lambda _: Plan(lines=(line,), memory_bytes=1, sampled=1, sources=1))
     (tmp_path / "c.toml").write_text('[price]\ncpu_hour = 0.5\ngpu_hour = 4\ncurrency = "EUR"\n')
     assert main([*RUN, "--plan", "--config", str(tmp_path / "c.toml")]) == 0
     assert "price: 9.50 EUR" in capsys.readouterr().out

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from pipeline.config import Config, build, did_you_mean, read_config
-from pipeline.errors import UsageError
+from pipeline.config import Config, build, read_config
+from pipeline.errors import UsageError, did_you_mean
 from pipeline.stage import fingerprint, identity
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline import cli
+from pipeline import cli, desk_flags
 from pipeline.errors import UsageError
 from pipeline.flags import COMMANDS, TEACHER_COMMANDS, parse, size
 
@@ -83,8 +83,16 @@ def test_every_command_can_be_given() -> None:
     given_commands += [["export", "m", "--output", "o"], ["next-round", "r", "--output", "o"]]
     given_commands += [["preview", "v", "--model", "m", "--output", "o.mp4"]]
     given_commands += [["search", "--latency-ms", "5", "--output", "o"], ["teach", "--labelled", "l", "--output", "o"]]
-    given_commands += [["train", "r", "--output", "o"], ["verify", "r"]]
-    assert [parse(argv).command for argv in given_commands] == [name for name in COMMANDS if name != "teacher"]
+    given_commands += [["train", "r", "--output", "o"]]
+    made = [name for name in COMMANDS if name not in ("teacher", *desk_flags.COMMANDS)]
+    assert [parse(argv).command for argv in given_commands] == made
+    desk = [["apply-reviews", "r"], ["croissant", "r"], ["datacard", "r"], ["diff", "a", "b"]]
+    desk += [["export-labels", "r", "--output", "o", "--redraw"], ["forget", "o", "--subject", "s"]]
+    desk += [["import-labels", "r", "s"], ["report", "r"], ["review", "r"], ["verify", "r"]]
+    assert [desk_flags.parse(argv).command for argv in desk] == list(desk_flags.COMMANDS)
+    assert set(desk_flags.COMMANDS) < set(COMMANDS)
+    further = [["sign", "r", "--key", "k"], ["verify", "r"]]
+    assert [desk_flags.parse(["review", *argv]).command for argv in further] == ["review sign", "review verify"]
     below = [["evaluate", "--teacher", "t", "--labelled", "l", "--output", "o"], ["fetch", "n"], ["convert", "a", "b"]]
     found = {parse(["teacher", *argv]).command for argv in below}
     assert found == {f"teacher {name}" for name in TEACHER_COMMANDS}

@@ -1,0 +1,39 @@
+import re
+
+import pytest
+
+from review.server import STATIC
+
+FILES = sorted(path for path in STATIC.iterdir() if path.is_file())
+MARKUP = (
+    "innerHTML",
+    "outerHTML",
+    "insertAdjacentHTML",
+    "document.write",
+    "DOMParser",
+    "eval(",
+    "new Function",
+    "srcdoc",
+)
+
+
+def test_the_page_is_made_of_files_that_the_server_knows() -> None:
+    assert {path.suffix for path in FILES} == {".html", ".css", ".js"}
+    assert all(len(path.read_text().splitlines()) < 500 for path in FILES)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.name)
+def test_no_text_becomes_markup_and_no_other_host_is_named(path) -> None:
+    text = path.read_text()
+    assert not [word for word in MARKUP if word in text]
+    assert set(re.findall(r"(?:https?:)?//[a-z0-9-]+\.[a-z.]+[^\s\"']*", text)) <= {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"\sstyle=|\son[a-z]+=\"|<script>|<style>|[{,]\s*style:", text)
+
+
+def test_every_module_that_is_imported_is_there() -> None:
+    names = {path.name for path in FILES}
+    for path in FILES:
+        found = set(re.findall(r"from \"\./([^\"]+)\"", path.read_text()))
+        assert found <= names, path.name
+    wanted = re.findall(r"/static/([a-z.]+)", (STATIC / "index.html").read_text())
+    assert set(wanted) == {"app.js", "style.css"}
