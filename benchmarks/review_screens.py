@@ -31,7 +31,8 @@ def chromium() -> Iterator[Browser]:
     """A browser without a window."""
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
-            executable_path=str(CHROMIUM), args=["--no-sandbox", "--disable-dev-shm-usage"]
+            executable_path=str(CHROMIUM),
+            args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu", "--in-process-gpu"],
         )
         try:
             yield browser
@@ -46,7 +47,8 @@ def go(page: Page, address: str) -> None:
         " if (location.hash === address) dispatchEvent(new Event('hashchange')); else location.hash = address; }",
         f"#/{address}",
     )
-    page.wait_for_selector("main[data-state]", timeout=30_000)
+    screen = address.partition("?")[0]
+    page.wait_for_selector(f"main[data-state][data-screen={screen}]", timeout=30_000)
     page.wait_for_selector(".picture.waiting", state="detached", timeout=60_000)
 
 

@@ -14,8 +14,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from evaluation.page import Html, clean, join, shortened, tag
+from evaluation.page import Html, join, shortened, tag
 from evaluation.resample import Interval
+from manifests.text import clean
 
 Floats = NDArray[np.float64]
 Kind = Literal["tested", "indicative", "insufficient"]

@@ -10,6 +10,8 @@ import hashlib
 import html
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
+from manifests.text import clean
+
 _VOID = frozenset({"meta", "img", "br", "col", "hr", "input"})
 
 
@@ -39,11 +41,6 @@ def tag(name: str, /, *children: Child, **attributes: str) -> Html:
 def join(*children: Child) -> Html:
     """Several children side by side."""
     return Html("".join(c if isinstance(c, Html) else _escaped(c) for c in children if c is not None))
-
-
-def clean(text: str) -> str:
-    """Text without control characters, lone surrogates and marks that turn the direction of what follows."""
-    return text if text.isprintable() else "".join(c if c.isprintable() else "·" for c in text)
 
 
 def shortened(text: str, length: int) -> str:

@@ -7,17 +7,26 @@ out of the folder, so a stranger's Croissant is nothing to trust.)
 What only a person knows is left out, unless the answers to the data card's questions say it.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from manifests.datacard import check_answers
+from manifests.erasures import replacements
 from manifests.paper import paper_path, write_paper
-from manifests.release import FileEntry, Release, fingerprint, parse_release, read_release_bytes
+from manifests.release import (
+    RELEASE_FILE,
+    FileEntry,
+    Release,
+    ReleaseError,
+    fingerprint,
+    parse_release,
+    read_release_bytes,
+)
 from manifests.schema import SPLITS
 from manifests.tally import Tally, tally
-from manifests.verify import find_releases
 
 FILE = "croissant.json"
 CONFORMS_TO = ("http://mlcommons.org/croissant/1.1", "http://mlcommons.org/croissant/RAI/1.0")
@@ -83,6 +92,7 @@ def croissant(folder: Path, *, answers: Mapping[str, Any] | None = None) -> byte
         DataCardError: see `manifests.datacard.check_answers`.
         ReleaseError: no release, or one that breaks a rule.
         ShardError: a table cannot be read, or is not the one that was committed.
+        ErasureError: the record of an erasure, which tells of parents that are gone, is malformed.
     """
     checked = check_answers(answers or {})
     data = read_release_bytes(folder)
@@ -117,8 +127,8 @@ def write_croissant(folder: Path, output: Path | None = None, *, answers: Mappin
         answers: to the questions of the data card; None for none.
 
     Raises:
-        PaperError: `output` is a folder, or would be another file of the release.
-        OSError: it cannot be written.
+        PlaceError: `output` is a folder, or would be another file of this or another release.
+        PaperError: it cannot be written.
     """
     path = paper_path(folder, output, FILE)
     write_paper(path, croissant(folder, answers=answers))
@@ -135,17 +145,24 @@ def _description(release: Release, rows: Tally) -> str:
 
 def _version(folder: Path, release: Release) -> dict[str, str]:
     """MAJOR rises with every successor, for each changes, moves or removes records; not known without its parents."""
-    beside: dict[str, Release] = {}
-    if release.parents:
-        for path in find_releases(folder.resolve().parent.parent):
-            data = read_release_bytes(path)
-            beside[fingerprint(data)] = parse_release(data)
+    known = _parents_of(folder) if release.parents else {}
     major, above = 1, set(release.parents)
     while above:
-        if not above <= set(beside) or major > len(beside):
+        if not above <= set(known) or major > len(known):
             return {}
-        major, above = major + 1, {parent for name in above for parent in beside[name].parents}
+        major, above = major + 1, {parent for name in above for parent in known[name]}
     return {"version": f"{major}.0.0"}
+
+
+def _parents_of(folder: Path) -> dict[str, tuple[str, ...]]:
+    """The parents of each release beside this one that can be read, and of those that were there until an erasure."""
+    home = folder.resolve().parent
+    known = {name: gone.parents for name, gone in replacements(home.parent).items()}
+    for path in sorted(home.glob(f"*/{RELEASE_FILE}")):
+        with contextlib.suppress(ReleaseError):  # whose child it is, a damaged one cannot say
+            data = read_release_bytes(path.parent)
+            known[fingerprint(data)] = parse_release(data).parents
+    return known
 
 
 def _licence(rows: Tally) -> dict[str, list[str]]:

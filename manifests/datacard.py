@@ -8,7 +8,6 @@ alone. A question nobody has answered stays visibly open; the same questions are
 import difflib
 import re
 import tomllib
-import unicodedata
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from manifests.release import Release, fingerprint, parse_release, read_release_
 from manifests.schema import LABEL_SOURCES, MASK_SPLITS, PROVENANCES
 from manifests.signoff import ReviewLogError, signoff_of
 from manifests.tally import Tally, tally
+from manifests.text import clean
 
 Answers: TypeAlias = Mapping[str, str | bool]
 Interval: TypeAlias = Callable[[int, int], tuple[float, float]]
@@ -135,7 +135,10 @@ def read_answers(path: Path) -> dict[str, str | bool]:
         if len(data) > MAX_ANSWERS_BYTES:
             raise DataCardError(f"it must have at most {MAX_ANSWERS_BYTES} bytes")
         return check_answers(tomllib.loads(data.decode()))
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        told = f"{path} cannot be read: {error.strerror or error}; name a TOML file with answers"
+        raise DataCardError(told) from error
+    except ValueError as error:
         raise DataCardError(f"{path}: {error}") from error
 
 
@@ -196,8 +199,8 @@ def write_datacard(
         now: against which the expiry of a sign-off is held.
 
     Raises:
-        PaperError: `output` is a folder, or would be another file of the release.
-        OSError: it cannot be written.
+        PlaceError: `output` is a folder, or would be another file of this or another release.
+        PaperError: it cannot be written.
     """
     path = paper_path(folder, output, FILE)
     write_paper(path, datacard(folder, answers, interval=interval, now=now).encode())
@@ -388,13 +391,9 @@ def escape(text: str) -> str:
 
     Control characters, and those that turn the direction of writing, are shown by their numbers.
     """
-    plain = "".join(_shown(letter) for letter in re.sub(r"\s+", " ", text))
+    plain = clean(re.sub(r"\s+", " ", text), numbered=True)
     plain = plain.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")
     return _SPECIAL.sub(lambda found: found.group()[:-1] + "\\" + found.group()[-1], plain)
-
-
-def _shown(letter: str) -> str:
-    return f"U+{ord(letter):04X}" if unicodedata.category(letter) in ("Cc", "Cf", "Cs", "Zl", "Zp") else letter
 
 
 def _named(value: str | None) -> str:

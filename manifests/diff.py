@@ -18,12 +18,12 @@ from manifests.drift import AREA, NUMBERS, WORDS, Drift, drift_of_numbers, drift
 from manifests.release import Json, Release, ReleaseError, canonical_json
 from manifests.scan import MISSING, Side, Words, open_side, read_words
 from manifests.shard import ShardError
+from manifests.text import cut
 
 KINDS = ("added", "removed", "decision", "split", "mask", "attribute")
 """What can differ in a sample; the last four between its row in A and its row in B."""
 MAX_PAGE = 1000
 """Most samples of a page of `Difference.rows`."""
-_SHOWN = 200
 _ROW = ["sample_id", "decision", "split", "verdict", "decision_reasons", "decision_by", "label_source", "mask_sha256"]
 
 Ints = NDArray[np.int64]
@@ -264,7 +264,7 @@ def _without_id(row: Mapping[str, Any] | None) -> dict[str, Any] | None:
 
 
 def _short(text: str | None) -> str | None:
-    return text if text is None or len(text) <= _SHOWN else f"{text[:_SHOWN]}…"
+    return None if text is None else cut(text)
 
 
 def _told(side: Side) -> dict[str, Json]:

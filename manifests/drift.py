@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from manifests.release import Json
 from manifests.scan import Words
+from manifests.text import cut
 
 WORDS = (
     "split",
@@ -127,7 +128,7 @@ def drift_of_words(column: str, words: Words, rows: Sequence[Mask] | None) -> Dr
     size = len(words.values) + 1
     chosen = [codes if rows is None else codes[rows[side]] for side, codes in enumerate(words.codes)]
     counts = [np.bincount(codes.astype(np.int64) + 1, minlength=size) for codes in chosen]
-    values = (None, *(_short(value) for value in words.values))
+    values = (None, *(cut(value) for value in words.values))
     present = (counts[0] + counts[1]) > 0
     found = tuple(value for value, there in zip(values, present.tolist(), strict=True) if there)
     return _drift(column, rows is not None, np.stack(counts, 1)[present], found, None)
@@ -148,7 +149,7 @@ def drift_of_numbers(column: str, a: NDArray[np.float32], b: NDArray[np.float32]
     low, high = min((float(v.min()) for v in both), default=0.0), max((float(v.max()) for v in both), default=0.0)
     edges = np.linspace(low, high if high > low else low + 1, BINS + 1)
     counts = [
-        np.append(np.histogram(there, edges)[0], len(values) - len(there))
+        np.append(np.histogram(there, BINS, (edges[0], edges[-1]))[0], len(values) - len(there))
         for there, values in zip(known, chosen, strict=True)
     ]
     names = tuple(f"{edges[i]:.4g} to {edges[i + 1]:.4g}" for i in range(BINS))
@@ -174,7 +175,3 @@ def _drift(
         shares=shares,
         edges=edges,
     )
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:200]}…"

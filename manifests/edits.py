@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -21,6 +21,7 @@ from manifests.reshard import PixelChange
 from manifests.schema import DECISIONS, EVIDENCE, LABEL_SOURCES, MASK_SPLITS, PROVENANCES
 from manifests.split import split_of
 from manifests.tables import source_uris
+from manifests.traces import Traces
 
 Mask: TypeAlias = NDArray[np.bool_]
 
@@ -120,7 +121,7 @@ class Plan:
         pixels: row -> what changes in its shard.
         evidence: new rows, of schema EVIDENCE, by sample id.
         gone: ids of the removed samples.
-        sources: URIs that only removed samples have.
+        traces: what no file of the successor may name: the removed samples, their sources, and what was given.
         quiet: whether only the tables can tell that anything changes.
         shard_rows: most rows of a shard that samples enter.
     """
@@ -131,21 +132,22 @@ class Plan:
     pixels: Mapping[int, PixelChange]
     evidence: pa.Table
     gone: pa.Array
-    sources: frozenset[str]
+    traces: Traces
     quiet: bool
     shard_rows: int
 
-    @property
-    def needles(self) -> list[bytes]:
-        """What no document of the successor may hold: ids, and URIs as JSON writes them."""
-        uris = (json.dumps(uri, ensure_ascii=False) for uri in sorted(self.sources))
-        return [text.encode() for text in (*self.gone.to_pylist(), *uris)]
-
 
 def resolve(
-    parent: Path, release: Release, index: Index, edits: Mapping[str, Edit], remove: frozenset[str], at: datetime
+    parent: Path,
+    release: Release,
+    index: Index,
+    edits: Mapping[str, Edit],
+    remove: frozenset[str],
+    at: datetime,
+    traces: Traces,
+    groups: Mapping[str, str],
 ) -> Plan:
-    """What follows from the edits.
+    """What follows from the edits; `traces` and `groups` as `manifests.successor.write_successor` has them.
 
     Raises:
         SuccessorError: an unknown sample, one that is edited and removed, a sample without pixels that would need
@@ -161,7 +163,9 @@ def resolve(
     _check(drafts)
     config = _config(parent)
     table, folder = _homes(release, index, drafts, lost, config)
-    rows_of = {draft.row: _row_patch(draft, _name(int(folder[draft.row]))) for draft in drafts}
+    rows_of: dict[int, dict[str, Any]] = _renamed(index, groups, lost)
+    for draft in drafts:
+        rows_of[draft.row] = rows_of.get(draft.row, {}) | _row_patch(draft, _name(int(folder[draft.row])))
     pixels = {draft.row: change for draft in drafts if (change := _pixel_change(draft)) is not None}
     return Plan(
         table=table,
@@ -170,10 +174,24 @@ def resolve(
         pixels=pixels,
         evidence=_evidence(parent, release, drafts, at),
         gone=pa.array(gone, pa.string()),
-        sources=source_uris(parent, index, lost) if gone else frozenset(),
-        quiet=not gone and all(draft.edit.ignore is None for draft in drafts),
+        traces=replace(
+            traces,
+            samples=traces.samples | frozenset(gone),
+            uris=traces.uris | (source_uris(parent, index, lost) if gone else frozenset()),
+        ),
+        quiet=not gone and traces == Traces() and all(draft.edit.ignore is None for draft in drafts),
         shard_rows=int(config.get("rows", _SHARD_ROWS)),
     )
+
+
+def _renamed(index: Index, groups: Mapping[str, str], lost: Ints) -> dict[int, dict[str, Any]]:
+    """Row of the index -> its new group, of the rows that stay."""
+    if not groups:
+        return {}
+    rows = np.flatnonzero(pc.is_in(index.groups, value_set=pa.array(list(groups))).to_numpy(zero_copy_only=False))
+    rows = np.setdiff1d(rows, lost)
+    named = index.groups.take(pa.array(rows)).to_pylist()
+    return {row: {"group_id": groups[name]} for row, name in zip(rows.tolist(), named, strict=True)}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)

@@ -6,7 +6,8 @@
 <root>/erasures/e-0123456789abcdef.json  one erasure
 ```
 
-An erasure is *planned* (its journal names what is to go, successors are being written), *rewritten* (all successors are
+An erasure is *planned* (its journal names what is to go, successors are being written and checked; it can still be
+withdrawn), *rewritten* (all successors are
 committed, the old bytes are being removed) or *done*: then its file names nothing any more but a date, a reason, a
 number, keyed hashes of what was asked for, and the fingerprints of the releases that were replaced.
 
@@ -17,7 +18,6 @@ how an 8 x 8 picture changes from left to right.
 
 import hmac
 import json
-import os
 import re
 import secrets
 from collections.abc import Iterable, Mapping
@@ -29,6 +29,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from manifests.disk import put, sync
 from manifests.release import Json, canonical_json
 
 FOLDER = "erasures"
@@ -98,6 +99,29 @@ class Suppression:
             dhashes=np.unique(np.concatenate([self.dhashes, more])),
         )
 
+    def more(self, other: "Suppression") -> "Suppression":
+        """This list and what the other holds, of the same key."""
+        return Suppression(
+            key=self.key,
+            sources=self.sources | other.sources,
+            contents=self.contents | other.contents,
+            dhashes=np.union1d(self.dhashes, other.dhashes),
+        )
+
+    def less(self, other: "Suppression") -> "Suppression":
+        """This list without what the other holds, of the same key."""
+        return Suppression(
+            key=self.key,
+            sources=self.sources - other.sources,
+            contents=self.contents - other.contents,
+            dhashes=np.setdiff1d(self.dhashes, other.dhashes),
+        )
+
+    @property
+    def empty(self) -> bool:
+        """Whether nothing is on the list."""
+        return not (self.sources or self.contents or self.dhashes.size)
+
     def render(self) -> bytes:
         """The bytes of the list: equal lists give equal bytes."""
         return canonical_json(
@@ -155,8 +179,11 @@ def read_suppression(root: Path) -> Suppression | None:
 
 
 def write_suppression(root: Path, suppression: Suppression) -> None:
-    """Write the list of a root, whole and durable, or leave the old one."""
-    _write(root / FOLDER / SUPPRESSED, suppression.render())
+    """Write the list of a root, whole and durable, or leave the old one; an empty list is no file."""
+    if suppression.empty:
+        _remove(root / FOLDER / SUPPRESSED)
+    else:
+        _write(root / FOLDER / SUPPRESSED, suppression.render())
 
 
 def read_key(root: Path) -> bytes:
@@ -216,7 +243,7 @@ class Erasure:
         state: one of STATES.
         at: when it was asked for, in UTC, whole seconds.
         reason: in the words of who asked; must name nobody.
-        count: samples that were erased.
+        count: samples that were erased; 0 of a source that never gave one.
         keyed: keyed hashes of what was asked for: subjects, consents, sources, samples.
         replaced: the releases that it removed.
         target: what is to go, for a run that goes on after a kill; empty when done.
@@ -240,8 +267,8 @@ class Erasure:
         if self.at.utcoffset() is None or self.at.microsecond:
             raise ErasureError(f"erasure {self.id}: at must have a time zone and whole seconds, got {self.at!r}")
         check_reason(self.reason)
-        if type(self.count) is not int or self.count < 1:
-            raise ErasureError(f"erasure {self.id}: count must be an integer >= 1, got {self.count!r}")
+        if type(self.count) is not int or self.count < 0:
+            raise ErasureError(f"erasure {self.id}: count must be an integer >= 0, got {self.count!r}")
         if (self.state == "done") == bool(self.target):
             raise ErasureError(f"erasure {self.id}: what is to go must be named until it is done, and not after")
 
@@ -308,6 +335,17 @@ def write_erasure(root: Path, erasure: Erasure) -> None:
     _write(root / FOLDER / f"{erasure.id}.json", render_erasure(erasure))
 
 
+def withdraw_erasure(root: Path, erasure: Erasure) -> None:
+    """Remove the file of an erasure that was planned and of which nothing has been done, durably.
+
+    Raises:
+        ErasureError: something of it has been done.
+    """
+    if erasure.state != "planned":
+        raise ErasureError(f"erasure {erasure.id} is {erasure.state}: only a planned one can be withdrawn")
+    _remove(root / FOLDER / f"{erasure.id}.json")
+
+
 def replacements(root: Path) -> dict[str, Replaced]:
     """Every release that was removed by an erasure, by its fingerprint; so a chain of parents can be followed."""
     return {one.fingerprint: one for erasure in read_erasures(root) for one in erasure.replaced}
@@ -346,21 +384,12 @@ def _read(path: Path) -> bytes:
         raise ErasureError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
 
 
+def _remove(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    if path.parent.is_dir():
+        sync(path.parent)
+
+
 def _write(path: Path, data: bytes) -> None:
-    """Write under a temporary name, readable for the owner alone, and rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
+    """Write in place of what was there, readable for the owner alone."""
+    put(path, data, mode=0o600)

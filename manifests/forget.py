@@ -7,6 +7,8 @@ selection ── rows of every release ── closure ── a successor each �
 ```
 
 Only rows that were asked for go, and rows with the very same pixels; what merely looks alike is told (`Found.others`).
+A release without such a row that names one, or its source, is rewritten too. A group is called by the sha256 of one of
+its sources: where that goes and others of the group stay, they get a name that says nothing and has the same split.
 """
 
 import itertools
@@ -26,9 +28,11 @@ import pyarrow.parquet as pq
 
 from manifests.erasures import ErasureError, Replaced, keyed_hash
 from manifests.release import RELEASE_FILE, Json, Release, ReleaseError, fingerprint, parse_release, read_release_bytes
+from manifests.split import split_of
 from manifests.successor import write_successor
+from manifests.traces import NAMES, Traces, search
 
-FIELDS = ("subjects", "consent_refs", "source_sha256s", "sample_ids")
+FIELDS = ("subjects", "consent_refs", "source_sha256s", "source_uris", "sample_ids")
 ROWS = pa.schema(
     [
         pa.field("sample_id", pa.string()),
@@ -62,12 +66,14 @@ class Selection:
         subjects: values of `subject_ids`.
         consent_refs: values of `consent_ref`.
         source_sha256s: of source files, 64 hex digits.
+        source_uris: of source files, as `source_uri` has them.
         sample_ids: 32 hex digits.
     """
 
     subjects: tuple[str, ...] = ()
     consent_refs: tuple[str, ...] = ()
     source_sha256s: tuple[str, ...] = ()
+    source_uris: tuple[str, ...] = ()
     sample_ids: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -95,33 +101,34 @@ class Selection:
         sources = [bytes.fromhex(value) for value in self.source_sha256s]
         named = pc.is_in(rows.column("sample_id"), value_set=pa.array(self.sample_ids, pa.string()))
         named = pc.or_(named, pc.is_in(rows.column("source_sha256"), value_set=pa.array(sources, pa.binary(32))))
+        named = pc.or_(named, pc.is_in(rows.column("source_uri"), value_set=pa.array(self.source_uris, pa.string())))
         if self.consent_refs:
             consents = pa.array(self.consent_refs, pa.string())
             named = pc.or_(named, pc.is_in(rows.column("consent_ref"), value_set=consents))
         return pc.or_(named, _lists_any(rows.column("subject_ids"), self.subjects))
 
-    def unknown(self, rows: pa.Table) -> list[str]:
-        """What the selection names and no row has, in words."""
+    def unknown(self, rows: pa.Table) -> list[tuple[str, str]]:
+        """What the selection names and no row has: its field, and the value."""
         subjects = pc.list_flatten(rows.column("subject_ids"))
         known = {
             "subjects": set(subjects.to_pylist()),
             "consent_refs": set(rows.column("consent_ref").to_pylist()),
             "source_sha256s": {None if d is None else d.hex() for d in rows.column("source_sha256").to_pylist()},
+            "source_uris": set(rows.column("source_uri").to_pylist()),
             "sample_ids": set(rows.column("sample_id").to_pylist()),
         }
-        words = {"subjects": "subject", "consent_refs": "consent", "source_sha256s": "source", "sample_ids": "sample"}
-        return [f"{words[name]} {value!r:.80}" for name, value in self._named() if value not in known[name]]
+        return [(name, value) for name, value in self._named() if value not in known[name]]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Held:
-    """A release that holds rows that are to go.
+    """A release that holds rows that are to go, or names them.
 
     Attributes:
         folder: of the release.
         fingerprint: of its `release.json`.
         parents: fingerprints of the releases it was made from.
-        samples: ids of the rows that go, ascending.
+        samples: ids of the rows that go, ascending; none where it only names what goes.
         rows: of manifest/ and dropped/ together, those that go among them.
         stages: digests of the stages that it was made by.
     """
@@ -136,7 +143,7 @@ class Held:
     @property
     def emptied(self) -> bool:
         """Whether no row is left, so that no successor is written."""
-        return len(self.samples) == self.rows
+        return 0 < self.rows == len(self.samples)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -188,7 +195,12 @@ def _ordered(found: Mapping[str, tuple[Path, Release, str]]) -> Iterator[tuple[P
             yield left.pop(name)
 
 
-def find(root: Path, selection: Selection, frames: Callable[[], Iterable[pa.Table]] = tuple) -> Found:
+def find(
+    root: Path,
+    selection: Selection,
+    frames: Callable[[], Iterable[pa.Table]] = tuple,
+    mentioned: Callable[[Traces], bool] = lambda _: False,
+) -> Found:
     """Resolve a selection over every release of a root.
 
     Args:
@@ -196,6 +208,8 @@ def find(root: Path, selection: Selection, frames: Callable[[], Iterable[pa.Tabl
         selection: what was asked for.
         frames: gives tables of schema ROWS: candidate frames that the stages of runs have read, chosen or not; called
             twice.
+        mentioned: whether a file of a run names a source; asked of sources that no row names, for one that never gave
+            a frame can be forgotten too.
 
     Raises:
         ErasureError: something that is named is nowhere, or a release or table is damaged.
@@ -203,7 +217,7 @@ def find(root: Path, selection: Selection, frames: Callable[[], Iterable[pa.Tabl
     listed = releases_of(root)
     tables = itertools.chain(frames(), *(_tables(folder, release) for folder, release, _ in listed))
     named = _joined(table.filter(selection.matches(table)) for table in tables)
-    _check_known(selection, named, root, len(listed))
+    _check_known(selection, named, root, len(listed), mentioned)
     while True:
         parts = [_parted(folder, release, digest, named) for folder, release, digest in listed]
         others = _joined((part.others for part in parts), OTHERS)
@@ -226,12 +240,15 @@ def find(root: Path, selection: Selection, frames: Callable[[], Iterable[pa.Tabl
     )
 
 
-def held_of(root: Path, samples: Iterable[str], contents: Iterable[bytes]) -> tuple[Held, ...]:
-    """The releases of a root that hold any of these samples, or their pixels; parents before children.
+def held_of(root: Path, traces: Traces) -> tuple[Held, ...]:
+    """The releases of a root that hold any of these samples, or their pixels, or name them or their sources.
+
+    Parents come before children.
 
     Raises:
         ErasureError: a release or table is damaged.
     """
+    samples, contents = sorted(traces.samples), sorted(traces.contents)
     ids, hashes = pa.array(list(samples), pa.string()), pa.array(list(contents), pa.binary(32))
     named = _joined(
         [
@@ -247,7 +264,24 @@ def held_of(root: Path, samples: Iterable[str], contents: Iterable[bytes]) -> tu
         ]
     )
     parts = (_parted(folder, release, digest, named) for folder, release, digest in releases_of(root))
-    return tuple(part.held for part in parts if part.held.samples)
+    return tuple(part.held for part in parts if part.held.samples or naming(part.held.folder, traces))
+
+
+def naming(folder: Path, traces: Traces) -> list[tuple[Path, str]]:
+    """The files of a release that name what `traces` has, by their path; each with the kinds of names, in words.
+
+    Raises:
+        ErasureError: one cannot be read.
+    """
+    found = []
+    for path in sorted(file for file in folder.rglob("*") if file.is_file()):
+        try:
+            kinds = search(path, traces) & NAMES
+        except OSError as error:
+            raise ErasureError(f"{path} cannot be read: {error.strerror}; check its permissions") from error
+        if kinds:
+            found.append((path, ", ".join(sorted(kinds))))
+    return found
 
 
 @dataclass(frozen=True, kw_only=True, slots=True, eq=False)
@@ -274,14 +308,35 @@ def _parted(folder: Path, release: Release, digest: str, named: pa.Table) -> _Pa
     return _Parted(held=held, gone=gone, others=rows.filter(pc.invert(goes)).select(OTHERS.names))
 
 
-def _check_known(selection: Selection, named: pa.Table, root: Path, releases: int) -> None:
-    unknown = selection.unknown(named)
-    if unknown:
-        more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
-        raise ErasureError(
-            f"{', '.join(unknown[:_NAMED])}{more}: named by no row of the {releases} releases below {root}, nor by a "
-            f"frame that a run has read; check the spelling. Nothing was changed"
-        )
+def _check_known(
+    selection: Selection, named: pa.Table, root: Path, releases: int, mentioned: Callable[[Traces], bool]
+) -> None:
+    left = [
+        one for one in selection.unknown(named) if one[0] not in _SOURCES or not mentioned(_SOURCES[one[0]](one[1]))
+    ]
+    if not left:
+        return
+    unknown = [f"{_WORDS[name]} {value!r:.80}" for name, value in left]
+    more = f" and {len(unknown) - _NAMED} more" if len(unknown) > _NAMED else ""
+    bare = any(name == "source_sha256s" for name, _ in left)
+    hint = "; of a source that never gave a frame runs keep the uri alone: name it by that" if bare else ""
+    raise ErasureError(
+        f"{', '.join(unknown[:_NAMED])}{more}: named by no row of the {releases} releases below {root}, nor by a "
+        f"frame that a run has read; check the spelling{hint}. Nothing was changed"
+    )
+
+
+_WORDS = {
+    "subjects": "subject",
+    "consent_refs": "consent",
+    "source_sha256s": "source",
+    "source_uris": "source",
+    "sample_ids": "sample",
+}
+_SOURCES: Mapping[str, Callable[[str], Traces]] = {
+    "source_sha256s": lambda value: Traces(sources=frozenset({bytes.fromhex(value)})),
+    "source_uris": lambda value: Traces(uris=frozenset({value})),
+}
 
 
 def _joined(tables: Iterable[pa.Table], schema: pa.Schema = ROWS) -> pa.Table:
@@ -368,14 +423,18 @@ def _stages(folder: Path) -> Digests:
 # Rewriting and removing -----------------------------------------------------------------------------------------------
 
 
-def rewrite(held: Held, erasure: str, at: datetime, replaced: Sequence[Replaced]) -> Replaced:
-    """Write the successor of a release without the rows that go; the same again where it is there already.
+def rewrite(
+    held: Held, erasure: str, at: datetime, replaced: Sequence[Replaced], traces: Traces, key: bytes
+) -> Replaced:
+    """Write the successor of a release without what goes; the same again where it is there already.
 
     Args:
         held: the release and the rows.
         erasure: id of the erasure.
         at: its time.
         replaced: the releases of this erasure that are rewritten already, so that the chain of parents can be followed.
+        traces: what the successor may not name.
+        key: of the root, for the new names of groups.
 
     Raises:
         ValueError: the release is damaged, see `manifests.successor.write_successor`.
@@ -390,9 +449,41 @@ def rewrite(held: Held, erasure: str, at: datetime, replaced: Sequence[Replaced]
             "parents": [new.get(parent, parent) for parent in held.parents],
         }
         _, successor = write_successor(
-            held.folder, edits={}, remove=held.samples, erasures=[erasure], cause=cause, at=at
+            held.folder,
+            edits={},
+            remove=held.samples,
+            erasures=[erasure],
+            cause=cause,
+            at=at,
+            traces=traces,
+            groups=_groups(held.folder, traces, key),
         )
     return Replaced(name=held.folder.name, fingerprint=held.fingerprint, parents=held.parents, successor=successor)
+
+
+def _groups(folder: Path, traces: Traces, key: bytes) -> dict[str, str]:
+    """New names of the groups of a release that are called by what goes; split_of puts both names in one split."""
+    release = parse_release(read_release_bytes(folder))
+    found = _joined(_tables(folder, release)).column("group_id").unique().to_pylist()
+    shares = _shares(folder)
+    return {group: _neutral(group, key, release.seed, shares) for group in traces.held_by(found)}
+
+
+def _neutral(group: str, key: bytes, seed: int, shares: Mapping[str, float] | None) -> str:
+    for number in itertools.count():
+        name = f"g-{keyed_hash(key, 'group', f'{number} {group}'.encode())[:24]}"
+        if shares is None or split_of(name, seed, **shares) == split_of(group, seed, **shares):
+            break
+    return name
+
+
+def _shares(folder: Path) -> dict[str, float] | None:
+    """The shares of the validation and test split; None where the release does not say."""
+    try:
+        publish = json.loads((folder / "config.json").read_bytes())["config"]["publish"]
+        return {name: float(publish[name]) for name in ("val", "test")}
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def remove_release(folder: Path) -> None:

@@ -2,10 +2,10 @@
 
 import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,6 +15,9 @@ from manifests.release import Counts, Release, ReleaseError, canonical_json
 from manifests.stats import rows_by_class, statistics
 from manifests.tables import counted_cells
 
+Names: TypeAlias = Callable[[str], bool]
+"""Whether a text names something that no successor may hold."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recount:
@@ -23,7 +26,7 @@ class Recount:
     Attributes:
         counts: of the inputs.
         cells: as of `Release`.
-        documents: name -> bytes of stats.json, and of lineage.json where it changes.
+        documents: name -> bytes of stats.json.
     """
 
     counts: Counts
@@ -31,9 +34,7 @@ class Recount:
     documents: Mapping[str, bytes]
 
 
-def recount(
-    parent: Path, release: Release, tables: Sequence[pa.Table], gone: pa.Array, sources: frozenset[str]
-) -> Recount:
+def recount(parent: Path, release: Release, tables: Sequence[pa.Table], gone: pa.Array, names: Names) -> Recount:
     """Count the rows of a successor.
 
     Args:
@@ -41,13 +42,12 @@ def recount(
         release: the parent.
         tables: as `manifests.tables.slim` makes them, of all files of manifest/ and dropped/ of the successor.
         gone: ids of the removed samples.
-        sources: URIs that only these have.
+        names: what may not stay.
 
     Raises:
-        ReleaseError: stats.json or lineage.json is no JSON object, or the cells of the parent cannot be told apart.
+        ReleaseError: stats.json is no JSON object, or the cells of the parent cannot be told apart.
     """
     rows = pa.concat_tables(tables)
-    needles = [*gone.to_pylist(), *sorted(sources)]
     told = _object(parent, "stats.json")
     found = Counter({item["values"]: item["counts"] for item in pc.value_counts(rows.column("decision")).to_pylist()})
     counts = Counts(
@@ -61,30 +61,48 @@ def recount(
     )
     balanced = _balanced(parent, release, told)
     judge = told.get("judge")
-    judge = without(judge, needles) if isinstance(judge, dict) else {}
+    judge = without(judge, names) if isinstance(judge, dict) else {}
     documents = {"stats.json": _rendered(statistics(rows, judge, balanced))}
-    if needles and any(entry.path == "lineage.json" for entry in release.files):
-        documents["lineage.json"] = _rendered(without(_object(parent, "lineage.json"), needles))
     return Recount(counts=counts, cells=_cells(release, balanced, _kept_cells(rows)), documents=documents)
 
 
-def without(value: Any, needles: Sequence[str]) -> Any:
-    """The JSON value without the items of lists and objects that hold one of the texts."""
+def scrubbed(path: Path, names: Names) -> bytes | None:
+    """The bytes of a document without what names something that may not stay; None where it names nothing of it.
+
+    Raises:
+        ReleaseError: it names something, and is no JSON.
+    """
+    try:
+        value = json.loads(path.read_bytes())
+    except ValueError:
+        if names(path.read_text("utf-8", errors="surrogateescape")):
+            remedy = "it is no JSON, so this cannot take it out; no release was written"
+            raise ReleaseError(f"{path}: names a sample or source that is to be removed, and {remedy}") from None
+        return None
+    left = without(value, names)
+    return None if left == value else _rendered(left)
+
+
+def without(value: Any, names: Names) -> Any:
+    """The JSON value without the items of lists and objects that name something; None where it is such a text itself.
+
+    A record in a list goes as a whole.
+    """
     if isinstance(value, dict):
-        kept = {key: item for key, item in value.items() if not _holds(key, needles) and not _holds(item, needles)}
-        return {key: without(item, needles) for key, item in kept.items()}
+        kept = {key: item for key, item in value.items() if not names(key) and not _holds(item, names)}
+        return {key: without(item, names) for key, item in kept.items()}
     if isinstance(value, list):
-        return [without(item, needles) for item in value if not _names(item, needles)]
-    return value
+        return [without(item, names) for item in value if not _goes(item, names)]
+    return None if _holds(value, names) else value
 
 
-def _names(item: Any, needles: Sequence[str]) -> bool:
-    """Whether an item of a list goes as a whole: a text, or a record with a text that holds a needle."""
-    return any(_holds(part, needles) for part in (item.values() if isinstance(item, dict) else [item]))
+def _goes(item: Any, names: Names) -> bool:
+    """Whether an item of a list goes as a whole: a text, or a record with a text that names something."""
+    return any(_holds(part, names) for part in (item.values() if isinstance(item, dict) else [item]))
 
 
-def _holds(value: Any, needles: Sequence[str]) -> bool:
-    return isinstance(value, str) and any(needle in value for needle in needles)
+def _holds(value: Any, names: Names) -> bool:
+    return isinstance(value, str) and names(value)
 
 
 def _object(parent: Path, name: str) -> dict[str, Any]:

@@ -4,19 +4,17 @@ It lists every file with size, rows and sha256; the sha256 of its own bytes is t
 It holds no time of writing, so equal runs give equal fingerprints.
 """
 
-import contextlib
 import dataclasses
 import hashlib
 import json
 import math
-import os
 import re
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, TypeAlias, TypeVar
 
+from manifests.disk import put_if_absent
 from manifests.schema import SCHEMA_NAMES, SchemaError, check_version
 
 T = TypeVar("T")
@@ -443,27 +441,7 @@ def write_release(folder: Path, data: bytes) -> None:
         OSError: the folder cannot be written, or its file system has no hard links.
     """
     parse_release(data)
-    folder.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=".release-", dir=folder)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        with contextlib.suppress(FileExistsError):
-            os.link(name, folder / RELEASE_FILE)  # unlike a rename, fails where the name is taken
-    finally:
-        Path(name).unlink()
-    _sync(folder)
+    put_if_absent(folder, RELEASE_FILE, data)
     found = read_release_bytes(folder)
     if found != data:
         raise ReleaseExistsError(folder, fingerprint(found))
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

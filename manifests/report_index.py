@@ -16,12 +16,12 @@ import contextlib
 import fcntl
 import json
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from manifests.disk import put
 from manifests.release import canonical_json, sha256_hex
 
 FOLDER = "reports"
@@ -140,32 +140,3 @@ def _changing(root: Path) -> Iterator[list[Entry]]:
             f"{folder / INDEX} cannot be written: {error}; a report must be listed there, so that an erasure finds it: "
             f"make the folder writable, or copy the release to one that is"
         ) from error
-
-
-def put(path: Path, data: bytes) -> None:
-    """Write a file whole and durable, or leave what was there.
-
-    Raises:
-        OSError: it cannot be written; nothing is left behind.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    try:
-        with os.fdopen(handle, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).chmod(0o644)
-        Path(name).replace(path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-    _sync(path.parent)
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

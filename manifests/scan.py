@@ -77,17 +77,16 @@ class Side:
     def numbers(self, columns: Sequence[str]) -> dict[str, NDArray[np.float32]]:
         """(N,) values of each column of numbers, NaN for null."""
         values = {column: np.full(self.rows, np.nan, np.float32) for column in columns}
-        for start, table in _groups(self, columns, words=False):
-            for column in columns:
+        for start, table, there in _groups(self, columns, words=False):
+            for column in there:
                 found = _leaf(table, column)
-                if found is not None:
-                    values[column][start : start + len(found)] = found.cast(pa.float32()).to_numpy()
+                values[column][start : start + len(found)] = found.cast(pa.float32()).to_numpy()
         return values
 
     def digests(self, column: str) -> NDArray[np.uint64]:
         """(N, 4) a column of sha256; zeros for null."""
         values = np.zeros((self.rows, 4), np.uint64)
-        for start, table in _groups(self, [column], words=False):
+        for start, table, _ in _groups(self, [column], words=False):
             found = table.column(column).combine_chunks()
             data = np.frombuffer(found.buffers()[1], np.uint64).reshape(-1, 4)
             valid = found.is_valid().to_numpy(zero_copy_only=False)[:, None]
@@ -158,10 +157,10 @@ def read_words(a: Side, b: Side, columns: Sequence[str]) -> dict[str, Words]:
 def _coded(side: Side, known: Mapping[str, dict[str, int]]) -> dict[str, Codes]:
     """(N,) codes of each column; `known` gives each text its number, and grows."""
     codes: dict[str, Codes] = {column: np.full(side.rows, -1, np.int8) for column in known}
-    for start, table in _groups(side, list(known), words=True):
-        for column, values in known.items():
-            at = start
-            for chunk in _chunks(table, column):
+    for start, table, there in _groups(side, list(known), words=True):
+        for column in there:
+            at, values = start, known[column]
+            for chunk in _encoded(_leaf(table, column)):
                 numbers = [values.setdefault(value, len(values)) for value in chunk.dictionary.to_pylist()]
                 kind = np.min_scalar_type(-len(values) - 1)
                 if kind.itemsize > codes[column].itemsize:
@@ -173,15 +172,12 @@ def _coded(side: Side, known: Mapping[str, dict[str, int]]) -> dict[str, Codes]:
     return codes
 
 
-def _chunks(table: pa.Table, column: str) -> list[pa.DictionaryArray]:
-    found = _leaf(table, column)
-    if found is None:
-        return []
-    return [chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode() for chunk in found.chunks]
+def _encoded(column: pa.ChunkedArray) -> list[pa.DictionaryArray]:
+    return [chunk if pa.types.is_dictionary(chunk.type) else chunk.dictionary_encode() for chunk in column.chunks]
 
 
-def _groups(side: Side, columns: Sequence[str], *, words: bool) -> Iterator[tuple[int, pa.Table]]:
-    """The row groups of all files with the columns that they have, and the row at which each begins."""
+def _groups(side: Side, columns: Sequence[str], *, words: bool) -> Iterator[tuple[int, pa.Table, list[str]]]:
+    """The row groups of all files: the row at which each begins, the columns, and which of these it has."""
     start = 0
     for entry in _files(side.release):
         with _opened(side.folder, entry) as file:
@@ -189,7 +185,7 @@ def _groups(side: Side, columns: Sequence[str], *, words: bool) -> Iterator[tupl
         there = [column for column in columns if _has(schema, _parts(column))]
         with _opened(side.folder, entry, there if words else ()) as file:
             for table in _read(file, side.folder / entry.path, there):
-                yield start, table
+                yield start, table, there
                 start += len(table)
 
 
@@ -233,11 +229,9 @@ def _opened(folder: Path, entry: FileEntry, words: Sequence[str] = ()) -> pq.Par
     return file
 
 
-def _leaf(table: pa.Table, column: str) -> pa.ChunkedArray | None:
-    """A column, or a field of a struct by its path; None where the table lacks it."""
+def _leaf(table: pa.Table, column: str) -> pa.ChunkedArray:
+    """A column, or a field of a struct by its path."""
     top, *rest = _parts(column)
-    if not _has(table.schema, [top, *rest]):
-        return None
     return pc.struct_field(table.column(top), rest) if rest else table.column(top)
 
 

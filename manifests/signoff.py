@@ -30,6 +30,10 @@ A `signoff` holds until a `withdraw_signoff` follows, or it expires. Any changed
 fingerprint, which has no log. The chain shows an event that was edited, removed, inserted or moved, but not that the
 last events are missing, nor who wrote them: for that, keep the sha256 of the last event elsewhere. Files whose names
 start with "." are unfinished writes; they and other names that no event has do not count.
+
+The chain alone is read here: frozen lists, and the fields of other events, `curate review verify` checks, so it
+may find a log broken whose sign-off counts here. Who signed with a key (`manifests.signature`) is asked where the
+caller says who may.
 """
 
 import json
@@ -43,6 +47,7 @@ from pathlib import Path
 from typing import Any
 
 from manifests.release import canonical_json, fingerprint, parse_release, read_release_bytes, sha256_hex
+from manifests.signature import check, signature_path
 
 EVENT_TYPES = ("sample_decision", "bulk_decision", "comment", "task", "task_result", "signoff", "withdraw_signoff")
 MAX_EVENT_BYTES = 1 << 20
@@ -128,17 +133,27 @@ def signoff_of(release_folder: Path, *, now: datetime | None = None) -> Signoff 
     return _signoff(*_log(release_folder), now)[0]
 
 
-def check_signed(release_folder: Path, *, now: datetime | None = None, fingerprint: str | None = None) -> Signoff:
+def check_signed(
+    release_folder: Path,
+    *,
+    now: datetime | None = None,
+    fingerprint: str | None = None,
+    allowed_signers: Path | None = None,
+) -> Signoff:
     """The sign-off of the release in `release_folder`; arguments as of `signoff_of`.
 
     Args:
         release_folder: holds `release.json`.
         now: as of `signoff_of`.
         fingerprint: that the release must have; None for any.
+        allowed_signers: who may sign as whom (ssh-keygen(1), ALLOWED SIGNERS): the sign-off must then bear a good
+            signature of the reviewer that it names. None where a name is believed.
 
     Raises:
         ReleaseError: no release, or one that breaks a rule.
-        UnsignedError: there is no sign-off, it was withdrawn or has expired, or the log is broken.
+        UnsignedError: there is no sign-off, it was withdrawn or has expired, its signature is missing or bad, or the
+            log is broken.
+        SignatureError: there is no file of allowed signers, or no `ssh-keygen`.
     """
     folder, digest = _log(release_folder)
     if fingerprint is not None and digest != fingerprint:
@@ -147,12 +162,26 @@ def check_signed(release_folder: Path, *, now: datetime | None = None, fingerpri
         signoff, why = _signoff(folder, digest, now)
     except ReviewLogError as error:
         signoff, why = None, str(error)
+    if signoff is not None and allowed_signers is not None:
+        wrong = _wrong_signature(folder, signoff, allowed_signers)
+        signoff, why = (None, wrong) if wrong else (signoff, "")
     if signoff is None:
         raise UnsignedError(
             f"{release_folder}: the release with fingerprint {digest} has no sign-off: {why}; "
             f"let a person review this release and sign it off, or do not require a sign-off"
         )
     return signoff
+
+
+def _wrong_signature(folder: Path, signoff: Signoff, allowed_signers: Path) -> str:
+    """What is wrong with the signature of a sign-off in the log in `folder`; "" where its reviewer signed it.
+
+    Raises:
+        SignatureError: there is no file of allowed signers, or no `ssh-keygen`.
+    """
+    path = folder / event_name(signoff.seq)
+    wrong = check(path, signature_path(path), allowed_signers, signoff.reviewer, at=signoff.at)
+    return f"event {signoff.seq}, by {signoff.reviewer!r:.80}: {wrong}" if wrong else ""
 
 
 def _log(release_folder: Path) -> tuple[Path, str]:

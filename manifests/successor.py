@@ -11,7 +11,7 @@ versions. The commit is `release.json`: killed before it, nothing is there. Equa
 | evidence/ | assertions are added; those of removed samples go |
 | embeddings/ | vectors of removed samples go; a sample that is dropped keeps its vector, so it can come back |
 | stats.json, cells | counted again; what the judge said of the run is kept |
-| lineage.json | what names a removed sample or its source goes |
+| lineage.json, config.json, `inputs`, any other JSON | what names a removed sample or its source goes |
 | croissant.json, datacard.md | not carried over: they describe the parent |
 """
 
@@ -28,7 +28,7 @@ import pyarrow as pa
 from manifests.edits import Assertion, Edit, Plan, SuccessorError, resolve
 from manifests.mask import MaskError
 from manifests.placing import Index, Places, place, read_index
-from manifests.recount import recount
+from manifests.recount import Names, recount, scrubbed, without
 from manifests.release import (
     FileEntry,
     Json,
@@ -46,6 +46,7 @@ from manifests.schema import MINOR, SCHEMA_NAMES, SCHEMA_VERSION, SchemaError
 from manifests.shard import ShardError, iter_row_groups
 from manifests.staging import Staging, StagingError, staged
 from manifests.tables import counted, reattest, reembed, renumber, retable, slim
+from manifests.traces import Traces
 
 __all__ = ["Assertion", "Edit", "SuccessorError", "write_successor"]
 
@@ -66,6 +67,8 @@ def write_successor(
     cause: Mapping[str, Json],
     at: datetime,
     output: Path | None = None,
+    traces: Traces | None = None,
+    groups: Mapping[str, str] | None = None,
 ) -> tuple[Path, str]:
     """Write the release that follows `parent` with some samples edited or removed; a run twice gives one release.
 
@@ -81,6 +84,8 @@ def write_successor(
         cause: why, kept as `inputs["successor"]`.
         at: when the assertions were recorded, an instant with a time zone.
         output: root below whose releases/ it is written; None for that of the parent.
+        traces: what else no document of it may name, besides the removed samples and sources that only they have.
+        groups: `group_id` -> its new name; the rows stay in their split.
 
     Returns:
         The folder of the release and its fingerprint.
@@ -90,7 +95,9 @@ def write_successor(
             written; nothing is left, and the parent is as it was.
     """
     try:
-        return _write(parent, edits, frozenset(remove), tuple(erasures), cause, at, output)
+        return _write(
+            parent, edits, frozenset(remove), tuple(erasures), cause, at, output, traces or Traces(), groups or {}
+        )
     except (ReleaseError, ShardError, SchemaError, MaskError, StagingError) as error:
         raise SuccessorError(str(error.strerror if isinstance(error, StagingError) else error)) from error
     except (OSError, pa.ArrowException) as error:
@@ -105,8 +112,10 @@ def _write(
     cause: Mapping[str, Json],
     at: datetime,
     output: Path | None,
+    traces: Traces,
+    groups: Mapping[str, str],
 ) -> tuple[Path, str]:
-    if not edits and not remove:
+    if not edits and not remove and traces == Traces() and not groups:
         raise SuccessorError(f"{parent}: nothing to change: no edit and no sample to remove was given")
     if at.utcoffset() is None:
         raise SuccessorError(f"at must have a time zone, got {at.isoformat()}")
@@ -115,7 +124,7 @@ def _write(
     for entry in release.files:
         _check_file(parent, entry)
     index = read_index(parent, release)
-    plan = resolve(parent, release, index, edits, remove, at)
+    plan = resolve(parent, release, index, edits, remove, at, traces, groups)
     places = place(release, index, plan.folder, plan.pixels, plan.shard_rows)
     root = output or parent.resolve().parent.parent
     with staged(root / "releases") as staging:
@@ -125,8 +134,8 @@ def _write(
             raise SuccessorError(f"{parent}: nothing to change: every edit says what the release already holds")
         for shard, table in reshard(parent, release, index, places, plan.pixels, anew=work.anew):
             work.put(shard.path, table, "shard", source=shard.source)
-        made = recount(parent, release, tables, plan.gone, plan.sources)
-        work.documents(made.documents, plan.needles)
+        made = recount(parent, release, tables, plan.gone, plan.traces.named_by)
+        work.documents(made.documents, plan.traces.named_by)
         fresh = dataclasses.replace(
             release,
             name="unnamed",
@@ -134,7 +143,7 @@ def _write(
             parents=(fingerprint(data),),
             tool={"name": "curate", "version": importlib.metadata.version("curate")},
             packages={**release.packages, **{name: importlib.metadata.version(name) for name in PACKAGES}},
-            inputs={**release.inputs, "successor": dict(cause)},
+            inputs={**without(release.inputs, plan.traces.named_by), "successor": dict(cause)},
             counts=made.counts,
             splits=places.counted(release.splits),
             cells=made.cells,
@@ -188,18 +197,20 @@ class _Work:
             self.entries.append(entry)
         return self._staging.folder / path
 
-    def documents(self, fresh: Mapping[str, bytes], needles: Sequence[bytes]) -> None:
-        """Write what is no table, and link what the parent has besides; refuses a file that names a removed sample."""
-        for path, data in fresh.items():
+    def documents(self, fresh: Mapping[str, bytes], names: Names) -> None:
+        """Write what is no table, and link what the parent has besides and names nothing that goes."""
+        made = dict(fresh)
+        for entry in self._release.files:
+            if entry.schema is not None or entry.path in (*made, *DERIVED):
+                continue
+            data = scrubbed(self._parent / entry.path, names)
+            if data is None:
+                self.put(entry.path, None, "", source=entry)
+            else:
+                made[entry.path] = data
+        for path, data in made.items():
             self._staging.write(path, data)
             self.entries.append(FileEntry(path=path, bytes=len(data), sha256=sha256_hex(data)))
-        for entry in self._release.files:
-            if entry.schema is not None or entry.path in (*fresh, *DERIVED):
-                continue
-            source = self._parent / entry.path
-            if needles and any(needle in source.read_bytes() for needle in needles):
-                raise SuccessorError(f"{source}: names a sample that is to be removed, and this cannot take it out")
-            self.put(entry.path, None, "", source=entry)
 
     def unchanged(self) -> bool:
         """Whether all tables so far hold what the parent's do."""

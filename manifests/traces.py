@@ -1,12 +1,14 @@
 """Whether a file speaks of certain samples: by their ids, content hashes, sources or the release they were in.
 
-Parquet files are decoded, for their pages are compressed; of any other file the bytes are searched. Pixels and vectors
-carry no name: files that hold those alone are found by the table they belong to.
+Parquet files are decoded, for their pages are compressed; of any other file the bytes are searched. Other compressed
+files are not opened, only told apart. Pixels and vectors carry no name: files that hold those alone are found by the
+table they belong to.
 """
 
 import html
 import json
 import re
+import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +20,9 @@ import pyarrow.parquet as pq
 CHUNK = 8 << 20
 _HEX = re.compile(rb"[0-9a-f]{32,}")
 _PARQUET = b"PAR1"
+_ZIP = b"PK\x03\x04"
+_COMPRESSED = (b"\x1f\x8b", b"BZh", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"7z\xbc\xaf\x27\x1c", b"Rar!\x1a\x07")
+"""How files of gzip, bzip2, xz, zstd, 7z and rar begin."""
 _SUBJECTS = ("subject_id", "subject_ids")
 """Columns whose values are people; elsewhere a subject, which may be as short as "7", is not looked for."""
 
@@ -47,9 +52,20 @@ class Traces:
         """Spell the uris as JSON, HTML and CSV have them."""
         object.__setattr__(self, "_spelled", frozenset(spelling for uri in self.uris for spelling in _spellings(uri)))
 
+    def named_by(self, text: str) -> bool:
+        """Whether a text holds an id, a content hash, or the sha256 or uri of a source."""
+        return bool(_in_bytes(text.encode(errors="surrogateescape"), self) & NAMES)
 
-KINDS = ("sample", "content", "source", "uri", "subject", "release", "unreadable")
-"""What `search` can find; "unreadable" is a Parquet file that cannot be decoded."""
+    def held_by(self, values: Iterable[str | None]) -> list[str]:
+        """The texts that are, as a whole, an id, a hash or a uri; each once, sorted."""
+        hashes = {digest.hex() for digest in (*self.contents, *self.sources)}
+        return sorted(one for one in set(values) if one and (one in self.samples or one in self.uris or one in hashes))
+
+
+NAMES = frozenset({"sample", "content", "source", "uri"})
+"""Kinds that a release may not hold of what was erased."""
+KINDS = ("sample", "content", "source", "uri", "subject", "release", "unreadable", "closed")
+"""What `search` can find; "unreadable" is a Parquet file that cannot be decoded, "closed" any other compressed file."""
 
 
 def search(path: Path, traces: Traces) -> frozenset[str]:
@@ -60,9 +76,20 @@ def search(path: Path, traces: Traces) -> frozenset[str]:
     """
     found = set(_in_bytes(path.name.encode(errors="surrogateescape"), traces))
     with path.open("rb") as file:
-        parquet = file.read(4) == _PARQUET
-    found |= _in_parquet(path, traces) if parquet else _in_file(path, traces)
-    return frozenset(found)
+        head = file.read(6)
+    found |= _in_parquet(path, traces) if head[:4] == _PARQUET else _in_file(path, traces)
+    return frozenset(found | ({"closed"} if _is_closed(path, head) else set()))
+
+
+def _is_closed(path: Path, head: bytes) -> bool:
+    """Whether names in a file cannot be seen; those in a zip that only stores its files can."""
+    if not head.startswith(_ZIP):
+        return head.startswith(_COMPRESSED)
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return any(one.compress_type != zipfile.ZIP_STORED for one in archive.infolist())
+    except (OSError, ValueError, zipfile.BadZipFile):
+        return True
 
 
 def _spellings(uri: str) -> Iterator[bytes]:

@@ -5,14 +5,16 @@ follows.
 """
 
 import hashlib
+import json
 import os
 import re
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import date
 from itertools import pairwise
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 import cv2
 import numpy as np
@@ -49,6 +51,10 @@ FOLDERS = {
 _SHARD_PATH = re.compile(rf"shards/({'|'.join(MASK_SPLITS)})/([0-9]{{5}})-of-[0-9]{{5}}\.parquet")
 MAX_PIXELS = 1 << 26
 """Limit of one image, checked before it is decoded: 8192 x 8192."""
+MAX_DOCUMENT_BYTES = 1 << 28
+"""Limit of a JSON file of a release."""
+_BESIDE = (RELEASE_FILE, "croissant.json", "datacard.md")
+"""Files that `release.json` does not list: itself, and descriptions that readers look for beside it."""
 _SHOWN = 20
 """Problems told of one file; the rest are counted."""
 
@@ -82,10 +88,12 @@ class Problem:
     Attributes:
         path: relative to the release folder.
         message: the rule and the value found.
+        changed: whether the file has not the bytes that `release.json` lists.
     """
 
     path: str
     message: str
+    changed: bool = False
 
 
 def find_releases(path: Path) -> list[Path]:
@@ -105,7 +113,7 @@ def find_releases(path: Path) -> list[Path]:
     return found
 
 
-def verify_release(folder: Path, *, pixels: bool = True) -> list[Problem]:
+def verify_release(folder: Path, *, pixels: bool = True, today: date | None = None) -> list[Problem]:
     """Verify the release in `folder` and return all problems found; an empty list says that it is good.
 
     Files come first (size, sha256, schema, rows, ids), then rows against each other, then each sound shard against the
@@ -115,12 +123,13 @@ def verify_release(folder: Path, *, pixels: bool = True) -> list[Problem]:
         folder: holds `release.json`.
         pixels: whether to decode every image and mask (about 500 samples a second and core); the sha256 of every file
             is checked in any case.
+        today: rows whose retention ended before this day are a problem of their file; None does not ask.
     """
     try:
         release = read_release(folder)
     except ReleaseError as error:
-        return [Problem(path=RELEASE_FILE, message=str(error))]
-    problems = [*_surplus(folder, release), *_sums(release)]
+        return [Problem(path=RELEASE_FILE, message=str(error), changed=True)]
+    problems = [*_caught(".", _surplus(folder, release)), *_sums(release)]
     damaged = set()
     for entry in release.files:
         found = _caught(entry.path, _check_file(folder, entry))
@@ -131,6 +140,9 @@ def verify_release(folder: Path, *, pixels: bool = True) -> list[Problem]:
         index = _read_index(folder, release)
         places = _places(index)
         problems += [*_check_rows(release, index), *_check_places(release, places)]
+    for entry in _tables(release):
+        if today is not None and entry.path not in damaged:
+            problems += _caught(entry.path, _check_retention(folder, entry, today))
     for entry in _entries(release, "shards"):
         if entry.path not in damaged:
             problems += _caught(entry.path, _check_shard(folder, entry, places, pixels=pixels))
@@ -157,7 +169,7 @@ def _surplus(folder: Path, release: Release) -> Iterator[Problem]:
         folders.sort()
         for name in sorted(files):
             path = (Path(place) / name).relative_to(folder).as_posix()
-            if name.endswith(".parquet") and path not in listed:
+            if path not in listed and path not in _BESIDE:
                 yield Problem(path=path, message=f"surplus: not listed in {RELEASE_FILE}; readers ignore it, remove it")
 
 
@@ -186,15 +198,47 @@ def _rows(release: Release, folder: str) -> int:
 def _check_file(folder: Path, entry: FileEntry) -> Iterator[Problem]:
     path = folder / entry.path
     if not path.resolve().is_relative_to(folder.resolve()):
-        yield Problem(path=entry.path, message="is a link that leaves the release")
+        yield Problem(path=entry.path, message="is a link that leaves the release", changed=True)
     elif not path.is_file():
-        yield Problem(path=entry.path, message="is missing")
+        yield Problem(path=entry.path, message="is missing", changed=True)
     elif path.stat().st_size != entry.bytes:
-        yield Problem(path=entry.path, message=f"has {path.stat().st_size} bytes, expected {entry.bytes}")
+        told = f"has {path.stat().st_size} bytes, expected {entry.bytes}"
+        yield Problem(path=entry.path, message=told, changed=True)
     elif (found := _file_sha256(path)) != entry.sha256:
-        yield Problem(path=entry.path, message=f"sha256 is {found}, expected {entry.sha256}: the bytes have changed")
+        told = f"sha256 is {found}, expected {entry.sha256}: the bytes have changed"
+        yield Problem(path=entry.path, message=told, changed=True)
     elif entry.schema or entry.path.endswith(".parquet"):
         yield from _check_parquet(path, entry)
+    elif entry.path.endswith(".json"):
+        yield from _check_document(path, entry)
+
+
+def _check_document(path: Path, entry: FileEntry) -> Iterator[Problem]:
+    if entry.bytes > MAX_DOCUMENT_BYTES:
+        yield Problem(path=entry.path, message=f"has {entry.bytes} bytes, the limit is {MAX_DOCUMENT_BYTES}")
+        return
+    try:
+        parse_document(path.read_bytes())
+    except ValueError as error:
+        yield Problem(path=entry.path, message=f"is no JSON that every reader takes: {error}")
+
+
+def parse_document(data: str | bytes) -> Any:
+    """JSON from outside: finite numbers, texts that have an encoding, and no more levels than can be read.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        value = json.loads(data, parse_constant=_no_constant)
+        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # 1e999 is infinite, "\ud800" has no encoding
+    except RecursionError as error:
+        raise ValueError("it has too many levels") from error
+    return value
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is no number of JSON")
 
 
 def _file_sha256(path: Path) -> str:
@@ -278,6 +322,19 @@ def _check_values(table: pa.Table, path: str, place: str) -> Iterator[Problem]:
 
 def _tables(release: Release) -> list[FileEntry]:
     return [*_entries(release, "manifest"), *_entries(release, "dropped")]
+
+
+def _check_retention(folder: Path, entry: FileEntry, today: date) -> Iterator[Problem]:
+    epoch = date(1970, 1, 1).toordinal()
+    ended: list[int] = []  # ordinals, for a column may hold days that no calendar has
+    for table in iter_row_groups(folder / entry.path, "manifest"):
+        days = table.column("retention_until").drop_null().cast(pa.int32()).to_numpy().astype(np.int64) + epoch
+        ended += days[days < today.toordinal()].tolist()
+    if ended:
+        first = date.fromordinal(max(1, min(ended)))
+        later = "" if min(ended) == max(ended) else " and later"
+        told = f"retention of {len(ended)} samples ended on {first}{later}: forget them or renew"
+        yield Problem(path=entry.path, message=told)
 
 
 def _read_index(folder: Path, release: Release) -> pa.Table:

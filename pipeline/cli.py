@@ -14,6 +14,7 @@ from collections.abc import Sequence  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.text import Text  # noqa: E402
 
+from manifests.text import clean  # noqa: E402
 from pipeline import desk_flags  # noqa: E402
 from pipeline.errors import CurateError  # noqa: E402
 
@@ -28,16 +29,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = importlib.import_module(family).run(words, console)
         return code
     except CurateError as error:
-        console.print(Text.assemble(("curate: error:", "bold red"), f" {error}"), highlight=False)
+        console.print(Text.assemble(("curate: error:", "bold red"), f" {clean(str(error))}"), highlight=False)
         return error.exit_code
     except OSError as error:
-        console.print(f"curate: error: {error}; check the path and the disk", markup=False, highlight=False)
+        console.print(f"curate: error: {clean(str(error))}; check the path and the disk", markup=False, highlight=False)
         console.print("what was committed is kept, the same command goes on from there")
         return 1
     except Exception as error:  # the last line of defence: a defect of ours
         if os.environ.get("CURATE_DEBUG"):
             raise
-        console.print(f"curate: this is a defect: {type(error).__name__}: {error}", markup=False, highlight=False)
+        told = f"curate: this is a defect: {type(error).__name__}: {clean(str(error))}"
+        console.print(told, markup=False, highlight=False)
         console.print("what was committed is kept; set CURATE_DEBUG=1 for the traceback and report it, please")
         return 1
     except KeyboardInterrupt:

@@ -236,6 +236,7 @@ def _train(values: argparse.Namespace, console: Console) -> int:
         seed=values.seed,
         preset=values.preset,
         require_signoff=values.require_signoff,
+        allowed_signers=values.allowed_signers,
         console=console,
     )
     scored = "" if result.held_out_iou is None else f"  held-out IoU {result.held_out_iou:.4f}"

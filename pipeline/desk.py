@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from rich.console import Console
 
+from manifests.paper import PlaceError
 from pipeline import desk_flags
 from pipeline.errors import CurateError, UsageError
 
@@ -34,13 +35,15 @@ def run(argv: Sequence[str], console: Console) -> int:
     try:
         loaded = importlib.import_module(module)
     except ModuleNotFoundError as error:
-        if error.name not in ("starlette", "uvicorn"):
+        lacking = (error.name or "").split(".")[0]
+        if lacking not in ("starlette", "uvicorn"):
             raise
-        raise UsageError(
-            f"'curate review' needs {error.name}; install it with: pip install 'curate[review]'"
-        ) from error
+        told = f"'curate review' needs {lacking}; install it with: pip install 'curate[review]'"
+        raise UsageError(told) from error
     try:
         code: int = getattr(loaded, function)(values, console)
+    except PlaceError as error:
+        raise UsageError(str(error)) from error
     except ValueError as error:  # what the floors below raise of files and values they refuse
         raise CurateError(str(error)) from error
     return code

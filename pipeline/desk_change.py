@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 
 from rich.console import Console
 
+from evaluation.measures import counted
+from manifests.text import clean
+from manifests.verify import parse_document
 from pipeline import storage
 from pipeline.errors import InputError, UsageError
 from pipeline.labels_coco import LabelsError
@@ -42,15 +44,15 @@ def export_labels(values: argparse.Namespace, console: Console) -> int:
         query=None if values.query is None else _query(values.query),
     )
     if made.without_pixels:
-        told = f"{len(made.without_pixels)} samples have no pixels in the release and were left out"
+        told = f"left out, for they have no pixels in the release: {counted(len(made.without_pixels), 'sample')}"
         console.print(told, highlight=False)
-    print(f"{made.folder}: {made.samples} images; bring them back with 'curate import-labels'")  # noqa: T201
+    print(f"{made.folder}: {counted(made.samples, 'image')}; bring them back with 'curate import-labels'")  # noqa: T201
     return 0
 
 
 def _query(text: str) -> Query:
     try:
-        return parse_query(json.loads(text))
+        return parse_query(parse_document(text))
     except ValueError as error:
         raise UsageError(f"--query: {error}") from error
 
@@ -63,10 +65,12 @@ def import_labels(values: argparse.Namespace, console: Console) -> int:
             made = import_(folder, values.source, at=_modified(values.source), tool=values.tool, empty=values.empty)
     except LabelsError as error:
         for fault in error.faults:
-            console.print(f"{fault.row or values.source}: {fault.message}", markup=False, highlight=False)
-        raise InputError(f"{values.source}: {len(error.faults)} faults, so nothing was imported") from error
+            told = clean(f"{fault.row or values.source}: {fault.message}")
+            console.print(told, markup=False, highlight=False)
+        faults = counted(len(error.faults), "fault")
+        raise InputError(f"{values.source}: {faults}, so nothing was imported") from error
     same = f", {len(made.same)} as they were" if made.same else ""
-    print(f"{made.folder}: {len(made.changed)} masks corrected{same}; nobody has signed it off yet")  # noqa: T201
+    print(f"{made.folder}: {counted(len(made.changed), 'mask')} corrected{same}; nobody has signed it off yet")  # noqa: T201
     return 0
 
 
@@ -76,4 +80,5 @@ def _modified(source: Path) -> datetime:
         files = [source, *source.rglob("*")] if source.is_dir() else [source]
         return datetime.fromtimestamp(int(max(file.stat().st_mtime for file in files)), UTC)
     except OSError as error:
-        raise InputError(f"{source} cannot be read: {error}") from error
+        told = f"{source} cannot be read: {storage.reason(error)}; name a file or folder of an annotation tool"
+        raise InputError(told) from error

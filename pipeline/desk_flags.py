@@ -75,6 +75,18 @@ def _on_release(table: Subparsers, name: str, text: str) -> Parser:
     return parser
 
 
+def _text(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("must be a text, got nothing")
+    return text
+
+
+def _port(text: str) -> int:
+    if not text.isdecimal() or len(text) > 5 or not (int(text) == 0 or 1024 <= int(text) <= 65535):
+        raise argparse.ArgumentTypeError(f"must be 0 for any that is free, or from 1024 to 65535, got '{text}'")
+    return int(text)
+
+
 def _apply(table: Subparsers) -> Parser:
     apply = _on_release(table, "apply-reviews", "make the next release from what reviewers decided")
     apply.add_argument(
@@ -105,7 +117,9 @@ def _diff(table: Subparsers) -> Parser:
     for name in ("a", "b"):
         diff.add_argument(name, type=Path, metavar=name.upper(), help="a release")
     diff.add_argument("--json", type=Path, metavar="FILE", help="also write every number there")
-    diff.add_argument("--rows", type=natural, default=10, metavar="N", help="changed samples to list (default 10)")
+    diff.add_argument(
+        "--rows", type=natural, default=10, metavar="N", help="samples of each kind to list (default 10, at most 1000)"
+    )
     return diff
 
 
@@ -132,12 +146,13 @@ def _forget(table: Subparsers) -> Parser:
     forget = subparser(table, "forget", "remove a person's or a source's bytes from everything below an output")
     add = forget.add_argument
     add("root", type=Path, metavar="OUTPUT", help="the --output of runs: releases/, stages/, reports/ lie there")
-    add("--subject", nargs="+", default=[], metavar="S", help="pseudonyms in subject_ids")
-    add("--consent-ref", nargs="+", default=[], metavar="C", help="consents that were withdrawn")
+    add("--subject", type=_text, nargs="+", default=[], metavar="S", help="pseudonyms in subject_ids")
+    add("--consent-ref", type=_text, nargs="+", default=[], metavar="C", help="consents that were withdrawn")
     add("--source-sha256", type=sha256, nargs="+", default=[], metavar="SHA256", help="sha256 of source files")
     add("--sample-id", type=sample_id, nargs="+", default=[], metavar="ID", help="single samples")
     add(
         "--reason",
+        type=_text,
         default="on request",
         metavar="TEXT",
         help="kept in the tombstone; names nobody (default: on request)",
@@ -161,7 +176,7 @@ def _review(table: Subparsers) -> dict[str, Parser]:
     review = subparser(table, "review", "look at a release in a browser, decide, and sign off")
     review.add_argument("release", type=Path, metavar="RELEASE", help=f"{_RELEASE}; or one of sign, verify: see below")
     add = review.add_argument
-    add("--port", type=natural, default=0, metavar="P", help="of 127.0.0.1 (default: any that is free)")
+    add("--port", type=_port, default=0, metavar="P", help="of 127.0.0.1 (default: any that is free)")
     add("--reviewer", metavar="NAME", help="who decides (default: the page asks before the first decision)")
     add("--read-only", action="store_true", help="show everything, change nothing")
     add("--open", action="store_true", help="open the page in this machine's browser")

@@ -8,6 +8,8 @@ from datetime import UTC, datetime
 
 from rich.console import Console
 
+from evaluation.measures import counted
+from manifests.text import clean
 from pipeline.errors import UsageError
 from pipeline.forget import Forgotten
 from pipeline.forget import forget as forget_
@@ -36,12 +38,13 @@ def forget(values: argparse.Namespace, _: Console) -> int:
 def _show(done: Forgotten) -> None:
     out = Console(soft_wrap=True)
     for line in _told(done):
-        out.print(line, markup=False, highlight=False)
+        out.print(clean(line), markup=False, highlight=False)
 
 
 def _told(done: Forgotten) -> Iterator[str]:
     head = "dry run, nothing was changed: would forget" if done.dry_run else f"erasure {done.id}: forgot"
-    yield f"{head} {done.count} samples; {done.sources} sources and {done.frames} frames may never come back"
+    banned = f"{counted(done.sources, 'source')} and {counted(done.frames, 'frame')}"
+    yield f"{head} {counted(done.count, 'sample')}; {banned} may never come back"
     yield from (f"  {item.action} {item.kind} {item.path}: {item.why}" for item in done.items)
     for gone in done.replaced:
         follows = f"{gone.successor} follows" if gone.successor else "no row of it was left"

@@ -282,6 +282,7 @@ def _train(table: Subparsers) -> Parser:
     add("--labelled", type=Path, metavar="DIR", help="images/ and masks/ with equal names")
     add("--preset", choices=sorted(PRESETS), help="the network (default: the config's, which is small by default)")
     add("--require-signoff", action="store_true", help="refuse a release that no person has signed off")
+    add("--allowed-signers", type=Path, metavar="FILE", help="and one whose sign-off bears no good signature of these")
     _common(train, workers=False)
     return train
 

@@ -2,17 +2,18 @@
 
 ::
 
-    resolve ─ suppression list ─ journal ─ successors ─ old releases, caches, reports, audits go ─ look ─ tombstone
-                                 planned   rewritten                                               again  done
+    resolve ─ journal ─ list of what ─ successors ─ look at ─ old releases, caches, ─ look  ─ tombstone
+                        may not return              them      reports, audits go      again
+              planned                               rewritten                                 done
 
-Until the successors are committed nothing is removed. Killed at any time, the next ``forget`` finishes what is planned
-before it does anything else.
+Until the successors are committed and looked through nothing is removed; what goes wrong before withdraws the erasure,
+and all is as it was. Killed at any time, the next ``forget`` finishes what is planned before it does anything else.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
+import hashlib
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -21,9 +22,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
-from numpy.typing import NDArray
 
 from manifests.erasures import (
     Erasure,
@@ -38,41 +37,31 @@ from manifests.erasures import (
     read_suppression,
     sweep,
     write_erasure,
-    write_suppression,
 )
-from manifests.forget import Found, Held, Selection, find, held_of, read_rows, releases_of, remove_release, rewrite
-from manifests.release import Json, canonical_json
+from manifests.forget import (
+    Found,
+    Held,
+    Selection,
+    find,
+    held_of,
+    read_rows,
+)
+from manifests.release import canonical_json
 from manifests.report_index import ReportError
 from manifests.successor import SuccessorError
-from manifests.traces import search
 from pipeline import storage
-from pipeline.duplicates import MOST_DISTANCE, near_hashes
+from pipeline.duplicates import MOST_DISTANCE
+from pipeline.erasing import finish, journal, suppression_of
 from pipeline.errors import InputError, StageError
-from pipeline.holdings import Item, Target, clear, holdings
+from pipeline.holdings import Item, Target, holdings, inside, mentioned
+from pipeline.look_alikes import LookAlike, look_alikes
 
-_SHOWN = 200
-"""Look-alikes that are listed; the rest are counted."""
 _STANDING = (
     "the inputs themselves: source files, labelled and gold sets; remove the files there",
     "models that were trained on it, exported or not, and predictions that they made",
     "copies: backups, object stores, other machines, and blocks of this disk that are not overwritten yet",
 )
 """What no erasure reaches."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LookAlike:
-    """A sample that stays and looks like one that goes.
-
-    Attributes:
-        sample_id: of the sample that stays.
-        source_uri: of its source.
-        distance: Hamming distance of the difference hashes.
-    """
-
-    sample_id: str
-    source_uri: str
-    distance: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,6 +101,7 @@ def forget(
     subjects: Sequence[str] = (),
     consent_refs: Sequence[str] = (),
     source_sha256s: Sequence[str] = (),
+    source_uris: Sequence[str] = (),
     sample_ids: Sequence[str] = (),
     reason: str | None,
     at: datetime,
@@ -126,26 +116,30 @@ def forget(
         subjects: people, as ``subject_ids`` has them.
         consent_refs: as ``consent_ref`` has them.
         source_sha256s: of source files, hex.
+        source_uris: of source files, as runs read them; also those that never gave a frame.
         sample_ids: 32 hex digits.
         reason: one line for the tombstone; must name nobody. None for a dry run alone.
         at: when it was asked for, with a time zone.
         dry_run: only tells what would be done.
-        elsewhere: further folders to search: audits, trainings, reports.
+        elsewhere: further folders to search: audits, trainings, reports; what lies below the root is searched anyway.
         distance: largest Hamming distance of difference hashes at which samples look alike.
 
     Raises:
         InputError: something named is nowhere, a release is damaged, or the reason tells a name.
         StorageError: a run or another ``forget`` has the root.
-        StageError: something cannot be written or removed; the same call goes on from there.
+        StageError: a release cannot be rewritten, and nothing was changed; or something cannot be removed, and the
+            next call, whatever it names, goes on from there.
     """
     try:
         selection = Selection(
             subjects=tuple(subjects),
             consent_refs=tuple(consent_refs),
             source_sha256s=tuple(source_sha256s),
+            source_uris=tuple(source_uris),
             sample_ids=tuple(sample_ids),
         )
         _check(root, at, elsewhere)
+        elsewhere = [folder for folder in elsewhere if not inside(folder, root)]
         if dry_run:
             return _planned(root, selection, elsewhere, distance)
         reason = _checked(selection, reason)
@@ -163,6 +157,10 @@ def _check(root: Path, at: datetime, elsewhere: Sequence[Path]) -> None:
     for folder in elsewhere:
         if not folder.is_dir():
             raise InputError(f"{folder} is no folder, so it cannot be searched; check the path")
+        if inside(root, folder):
+            raise InputError(
+                f"{folder} holds the output {root} itself; name the folders beside it that are to be searched"
+            )
     if at.utcoffset() is None:
         raise InputError(f"the time of an erasure must have a time zone, got {at.isoformat()}")
 
@@ -182,37 +180,40 @@ def _checked(selection: Selection, reason: str | None) -> str:
 def _planned(root: Path, selection: Selection, elsewhere: Sequence[Path], distance: int) -> Forgotten:
     pending = [erasure.id for erasure in read_erasures(root) if erasure.state != "done"]
     try:
-        found = find(root, selection, lambda: _frames(root))
+        found = _find(root, selection)
     except ErasureError as error:
         if pending:
             raise ErasureError(
                 f"{error}. Unfinished: {', '.join(pending)}; a forget without --dry-run ends it"
             ) from error
         raise
-    target = _target(found, selection, elsewhere)
-    return replace(_told(root, found, target, distance), finished=tuple(pending))
+    target, held = _target(root, found, selection, elsewhere)
+    return replace(_told(root, found, held, target, distance, _beyond(selection, found)), finished=tuple(pending))
+
+
+def _find(root: Path, selection: Selection) -> Found:
+    return find(root, selection, lambda: _frames(root), lambda traces: mentioned(root, traces))
 
 
 def _forget(
     root: Path, selection: Selection, reason: str, at: datetime, elsewhere: Sequence[Path], distance: int
 ) -> Forgotten:
     sweep(root)
-    finished = [_finish(root, erasure) for erasure in read_erasures(root) if erasure.state != "done"]
+    finished = [_finished(root, erasure) for erasure in read_erasures(root) if erasure.state != "done"]
     if finished:
         keyed = selection.keyed(read_key(root))
         for done, erasure in finished:
             if erasure.keyed == keyed:  # the same call again, after a kill
                 return replace(done, finished=tuple(one.id for _, one in finished if one.id != erasure.id))
     try:
-        found = find(root, selection, lambda: _frames(root))
+        found = _find(root, selection)
     except ErasureError as error:
         raise _erased_before(root, selection) or error from error
-    target = _target(found, selection, elsewhere)
-    told = _told(root, found, target, distance)
+    target, held = _target(root, found, selection, elsewhere)
+    told = _told(root, found, held, target, distance, _beyond(selection, found))
     key = make_key(root)
     listed = read_suppression(root) or Suppression(key=key)
-    contents = [bytes.fromhex(value) for value in target.contents]
-    whole = [bytes.fromhex(value) for value in target.whole]
+    target = replace(target, added=json.loads(suppression_of(target, key).less(listed).render()))
     erasure = Erasure(
         id=_id(key, target, at),
         state="planned",
@@ -220,14 +221,29 @@ def _forget(
         reason=reason,
         count=found.count,
         keyed=selection.keyed(key),
-        target=_journal(target),
+        target=journal(target),
     )
-    write_suppression(root, listed.joined(whole, contents, target.dhashes))  # first: from now on it cannot come back
     write_erasure(root, erasure)
-    done, _ = _finish(root, erasure, found.held)
+    done, _ = _finished(root, erasure)
     return replace(
         told, id=erasure.id, dry_run=False, replaced=done.replaced, finished=tuple(one.id for _, one in finished)
     )
+
+
+def _finished(root: Path, erasure: Erasure) -> tuple[Forgotten, Erasure]:
+    done, target, items = finish(root, erasure)
+    told = Forgotten(
+        id=done.id,
+        dry_run=False,
+        count=done.count,
+        sources=len(target.whole),
+        frames=len(target.contents),
+        items=tuple(items),
+        same_group=(),
+        look_alikes=0,
+        replaced=done.replaced,
+    )
+    return told, done
 
 
 def _erased_before(root: Path, selection: Selection) -> ErasureError | None:
@@ -243,7 +259,7 @@ def _erased_before(root: Path, selection: Selection) -> ErasureError | None:
 
 
 def _id(key: bytes, target: Target, at: datetime) -> str:
-    named = canonical_json([sorted(target.samples), at.isoformat()])
+    named = canonical_json([sorted(target.samples), list(target.whole), list(target.uris), at.isoformat()])
     return "e-" + keyed_hash(key, "erasure", named)[:16]
 
 
@@ -254,35 +270,64 @@ def _frames(root: Path) -> Iterator[pa.Table]:
             yield read_rows(path)
 
 
-def _target(found: Found, selection: Selection, elsewhere: Sequence[Path]) -> Target:
-    """What is to go, from what was found; a source is named only where no row of it stays."""
+def _target(
+    root: Path, found: Found, selection: Selection, elsewhere: Sequence[Path]
+) -> tuple[Target, tuple[Held, ...]]:
+    """What is to go, from what was found, and where; a source is named only where no row of it stays."""
     rows = found.rows
     still = {name: set(found.others.column(name).to_pylist()) for name in ("source_sha256", "source_uri")}
     paths = [path or [] for path in rows.column("cluster_path").to_pylist()]
     samples = rows.column("sample_id").to_pylist()
-    return Target(
+    sources = {*(s.hex() for s in rows.column("source_sha256").to_pylist() if s), *selection.source_sha256s}
+    uris = {*rows.column("source_uri").to_pylist(), *selection.source_uris} - {None}
+    target = Target(
         samples={sample: str(path[0]) if path else "" for sample, path in zip(samples, paths, strict=True)},
         contents=tuple(sorted({value.hex() for value in rows.column("content_sha256").to_pylist() if value})),
         dhashes=tuple(sorted({value for value in rows.column("dhash64").to_pylist() if value is not None})),
-        whole=tuple(sorted(value.hex() for value in found.whole)),
-        sources=tuple(sorted({s.hex() for s in rows.column("source_sha256").to_pylist() if s} - _hex(still))),
-        uris=tuple(sorted(set(rows.column("source_uri").to_pylist()) - still["source_uri"])),
+        whole=tuple(sorted({*(value.hex() for value in found.whole), *_digests(selection, found) - _hex(still)})),
+        sources=tuple(sorted(sources - _hex(still))),
+        uris=tuple(sorted(uris - still["source_uri"])),
         subjects=selection.subjects,
-        releases={held.folder.name: held.fingerprint for held in found.held},
+        releases={},
         stages=tuple(sorted({digest for held in found.held for digest in held.stages})),
         vouched=tuple(sorted(found.stages - {digest for held in found.held for digest in held.stages})),
         elsewhere=tuple(str(folder.resolve()) for folder in elsewhere),
     )
+    held = held_of(root, target.traces)
+    return replace(target, releases={one.folder.name: one.fingerprint for one in held}), held
 
 
 def _hex(still: dict[str, set[Any]]) -> set[str]:
     return {value.hex() for value in still["source_sha256"]}
 
 
-def _told(root: Path, found: Found, target: Target, distance: int) -> Forgotten:
+def _bare(selection: Selection, found: Found) -> list[str]:
+    """Sources that were named by their uri and never gave a frame: no row says their sha256."""
+    return sorted(set(selection.source_uris) - set(found.rows.column("source_uri").to_pylist()))
+
+
+def _digests(selection: Selection, found: Found) -> set[str]:
+    """Their sha256, hex, of those that are still there."""
+    digests = set()
+    for uri in _bare(selection, found):
+        with contextlib.suppress(OSError), Path(uri).open("rb") as file:
+            digests.add(hashlib.file_digest(file, "sha256").hexdigest())
+    return digests
+
+
+def _beyond(selection: Selection, found: Found) -> tuple[str, ...]:
+    """What no erasure reaches, in words."""
+    unread = [uri for uri in _bare(selection, found) if not Path(uri).is_file()]
+    more = f"{len(unread)} sources of which no sha256 is known: a run that meets them reads them again"
+    return (*_STANDING, more) if unread else _STANDING
+
+
+def _told(
+    root: Path, found: Found, held: Sequence[Held], target: Target, distance: int, beyond: tuple[str, ...]
+) -> Forgotten:
     """What would be done."""
-    items = [_release_item(held) for held in found.held] + holdings(root, target)
-    same_group, others = _look_alikes(found, distance)
+    items = [_release_item(one) for one in held] + holdings(root, target)
+    same_group, others = look_alikes(found, distance)
     return Forgotten(
         id="",
         dry_run=True,
@@ -292,11 +337,12 @@ def _told(root: Path, found: Found, target: Target, distance: int) -> Forgotten:
         items=(*items, *_linked(root, items)),
         same_group=same_group,
         look_alikes=others,
+        out_of_reach=beyond,
     )
 
 
 def _release_item(held: Held) -> Item:
-    why = f"{len(held.samples)} of {held.rows} samples"
+    why = f"{len(held.samples)} of {held.rows} samples" if held.samples else "names it in its documents or groups"
     if held.emptied:
         return Item(kind="release", path=str(held.folder), action="remove", why=f"{why}: none is left")
     return Item(kind="release", path=str(held.folder), action="rewrite", why=why)
@@ -324,113 +370,3 @@ def _going(item: Item) -> Iterator[Path]:
     path = Path(item.path)
     if item.action in ("remove", "rewrite"):
         yield from (file for file in ([path] if path.is_file() else path.rglob("*")) if file.is_file())
-
-
-def _look_alikes(found: Found, distance: int) -> tuple[tuple[LookAlike, ...], int]:
-    """Samples that stay and look like one that goes: those of its group, and how many of other groups."""
-    stays = found.others.filter(found.others.column("dhash64").is_valid())
-    others = _hashes(stays)
-    near = _near(_hashes(found.rows.filter(found.rows.column("dhash64").is_valid())), others, distance)
-    groups = set(found.rows.column("group_id").to_pylist()) - {None}
-    same: dict[str, LookAlike] = {}
-    elsewhere: set[str] = set()
-    for row in np.flatnonzero(np.isin(others, np.array(list(near), np.uint64))).tolist():
-        one = {name: stays.column(name)[row].as_py() for name in ("sample_id", "source_uri", "group_id")}
-        if one["group_id"] not in groups:
-            elsewhere.add(one["sample_id"])
-        elif len(same) < _SHOWN:
-            same[one["sample_id"]] = LookAlike(
-                sample_id=one["sample_id"], source_uri=one["source_uri"], distance=near[int(others[row])]
-            )
-    return tuple(same[name] for name in sorted(same)), len(elsewhere)
-
-
-def _hashes(table: pa.Table) -> NDArray[np.uint64]:
-    """(N,) difference hashes of rows that all have one."""
-    return np.asarray(table.column("dhash64").to_numpy(), np.uint64)
-
-
-def _near(gone: NDArray[np.uint64], others: NDArray[np.uint64], distance: int) -> dict[int, int]:
-    """Hash of a sample that stays -> its distance to the nearest that goes, where that is at most ``distance``."""
-    first, second = np.unique(gone), np.unique(others)
-    found = dict.fromkeys(np.intersect1d(first, second).tolist(), 0)
-    both = np.union1d(first, second)
-    going = np.isin(both, first)
-    for a, b in near_hashes(both, distance).T.tolist():
-        for one, other in ((a, b), (b, a)):
-            if going[one] and not going[other]:
-                apart = int(np.bitwise_count(both[one] ^ both[other]))
-                found[int(both[other])] = min(apart, found.get(int(both[other]), 64))
-    return found
-
-
-# Doing it -------------------------------------------------------------------------------------------------------------
-
-
-def _finish(root: Path, erasure: Erasure, held: Sequence[Held] | None = None) -> tuple[Forgotten, Erasure]:
-    """Does what is left of an erasure, from whichever state a kill left it in."""
-    target = _read_target(erasure)
-    if erasure.state == "planned":
-        held = held_of(root, target.samples, map(bytes.fromhex, target.contents)) if held is None else held
-        replaced: list[Replaced] = []
-        for one in held:
-            replaced.append(rewrite(one, erasure.id, erasure.at, replaced))
-        target = replace(target, releases={one.folder.name: one.fingerprint for one in held})
-        erasure = replace(erasure, state="rewritten", replaced=tuple(replaced), target=_journal(target))
-        write_erasure(root, erasure)
-    for name in target.releases:
-        _remove_release(root / "releases" / name)
-    items = holdings(root, target)
-    for item in items:
-        if item.action in ("remove", "edit"):
-            clear(root, item, target)
-    left = [item for item in holdings(root, target) if item.action in ("remove", "edit")]
-    if left:
-        raise StageError(f"{left[0].path} still holds what was to go ({left[0].why}); remove it, and forget again")
-    _check_releases(root, erasure, target)
-    done = replace(erasure, state="done", target={})
-    write_erasure(root, done)
-    told = Forgotten(
-        id=done.id,
-        dry_run=False,
-        count=done.count,
-        sources=len(target.whole),
-        frames=len(target.contents),
-        items=tuple(items),
-        same_group=(),
-        look_alikes=0,
-        replaced=done.replaced,
-    )
-    return told, done
-
-
-def _remove_release(folder: Path) -> None:
-    try:
-        remove_release(folder)
-    except OSError as error:
-        raise StageError(f"cannot remove {folder}: {storage.reason(error)}; forget again, and it goes on") from error
-
-
-def _check_releases(root: Path, erasure: Erasure, target: Target) -> None:
-    """Look again: no release of the root may name what has gone."""
-    for folder, _, _ in releases_of(root):
-        for path in sorted(file for file in folder.rglob("*") if file.is_file()):
-            kinds = search(path, target.traces) & {"sample", "content", "uri", "source"}
-            if kinds:
-                what = ", ".join(sorted(kinds))
-                raise StageError(f"{path} still names a {what} of erasure {erasure.id}; forget again, or report this")
-
-
-def _journal(target: Target) -> dict[str, Json]:
-    value: dict[str, Json] = json.loads(canonical_json(dataclasses.asdict(target)))
-    return value
-
-
-def _read_target(erasure: Erasure) -> Target:
-    try:
-        value: dict[str, Any] = {
-            name: tuple(one) if isinstance(one, list) else one for name, one in erasure.target.items()
-        }
-        return Target(**value)
-    except (ValueError, KeyError, TypeError) as error:
-        raise ErasureError(f"the journal of erasure {erasure.id} is damaged ({error}); put back a backup") from error

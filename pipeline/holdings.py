@@ -1,5 +1,6 @@
 """Where a root holds what is to be forgotten besides its releases: stage caches, pages, reports, audits, and the rest.
 
+What somebody has made by hand (audits, annotation files) loses what belongs to the samples that go, and keeps the rest.
 Stages are caches: one that holds a row of it goes whole, and so does every later one that no untouched release vouches
 for, for pixels, soft masks, vectors and weights carry no name. What cannot be removed is told.
 """
@@ -10,7 +11,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -18,9 +19,11 @@ from typing import Any, Literal
 from manifests.audit import AUDIT_FILE, AuditError, Stratum, load_audit, render_audit
 from manifests.release import RELEASE_FILE, canonical_json
 from manifests.report_index import INDEX, forget_entries, read_index, reports_folder
-from manifests.traces import Traces, search
+from manifests.traces import NAMES, Traces, search
 from pipeline import storage
+from pipeline.annotations import edited
 from pipeline.errors import StageError
+from pipeline.review_logs import told_of_logs
 from pipeline.stage import MANIFEST
 
 Action = Literal["rewrite", "remove", "edit", "tell"]
@@ -31,6 +34,8 @@ APART = frozenset({"teach", "teacher", "gold"})
 """Stages that no frame of the inputs enters; they go only where they name one."""
 PICTURES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif"})
 _OWN = frozenset({"releases", "reviews", "erasures", "stages", "reports"})
+_LOGS = ("reviews", "erasures")
+"""Folders beside releases/ of which nothing is ever taken: chains of events, and lists of erasures."""
 _TRAINING = ("result.json", "state.pt")
 _SHEETS = ("batch.jpg", "overlays.jpg")
 """Pictures of samples that a training leaves."""
@@ -52,6 +57,7 @@ class Target:
         stages: digests of the stages of these releases.
         vouched: digests of the stages of releases that hold nothing of it.
         elsewhere: further folders that are searched.
+        added: what the erasure puts on the list of the root, as `Suppression.render` has it; taken off if withdrawn.
     """
 
     samples: Mapping[str, str]
@@ -65,6 +71,7 @@ class Target:
     stages: tuple[str, ...]
     vouched: tuple[str, ...]
     elsewhere: tuple[str, ...]
+    added: Mapping[str, Any] = field(default_factory=dict)
 
     @cached_property
     def traces(self) -> Traces:
@@ -104,10 +111,29 @@ def holdings(root: Path, target: Target) -> list[Item]:
     """
     found = [*_unfinished(root, target), *_stages(root, target), *_reports(root, target)]
     found += _pages(root)
-    found += _reviews(root, target)
+    found += [
+        Item(kind="review", path=str(path), action="tell", why=why)
+        for path, why in told_of_logs(root, target.traces, set(target.releases.values()))
+    ]
     for top in (root, *map(Path, target.elsewhere)):
-        found += _others(top, target, own=top == root)
+        found += _others(top, target, own=inside(top, root))
     return sorted(dict.fromkeys(found), key=lambda item: (item.kind, item.path))
+
+
+def inside(path: Path, folder: Path) -> bool:
+    """Whether a path is a folder or lies in it, however the two are spelled."""
+    return path.resolve().is_relative_to(folder.resolve())
+
+
+def mentioned(root: Path, traces: Traces) -> bool:
+    """Whether a release, a stage or a page of a root names something: a source that never gave a frame, say.
+
+    Raises:
+        OSError: a file cannot be read.
+    """
+    files = (*(root / name for name in PAGES), *(root / "stages").glob(f"*/*/{MANIFEST}"))
+    documents = (path for path in (root / "releases").glob("*/*.json"))
+    return any(search(path, traces) & NAMES for path in (*files, *documents) if path.is_file())
 
 
 def _unfinished(root: Path, target: Target) -> Iterator[Item]:
@@ -117,6 +143,12 @@ def _unfinished(root: Path, target: Target) -> Iterator[Item]:
             kinds = _kinds_below(folder, target)
             if kinds & {"sample", "content", "unreadable"}:
                 yield Item(kind="file", path=str(folder), action="remove", why="a release that was never committed")
+    yield from _loose(root / "releases", target)
+
+
+def _loose(folder: Path, target: Target) -> Iterator[Item]:
+    """The files directly in a folder."""
+    yield from _single_files(folder, sorted(path.name for path in folder.glob("*")), target)
 
 
 def _kinds_below(folder: Path, target: Target) -> set[str]:
@@ -140,11 +172,13 @@ def _stages(root: Path, target: Target) -> Iterator[Item]:
         why = _stage_goes(folder, target) if folder.is_dir() else ""
         if why:
             yield Item(kind="stage", path=str(folder), action="remove", why=why)
+    for folder in (root / "stages", *sorted((root / "stages").glob("*"))):
+        yield from _loose(folder, target)
 
 
 def _stage_goes(folder: Path, target: Target) -> str:
     """Why a stage's folder goes; "" where it stays."""
-    kinds = _kinds_below(folder, target) - {"release"}
+    kinds = _kinds_below(folder, target) - {"release", "closed"}
     if kinds - {"unreadable"}:
         return "names " + ", ".join(sorted(kinds - {"unreadable"}))
     if folder.parent.name in APART:
@@ -164,17 +198,13 @@ def _digest(folder: Path) -> str:
         return ""
 
 
-# Pages, reports, reviews ----------------------------------------------------------------------------------------------
+# Pages, reports -------------------------------------------------------------------------------------------------------
 
 
 def _pages(root: Path) -> Iterator[Item]:
     for name in PAGES:
         if (root / name).is_file():
             yield Item(kind="page", path=str(root / name), action="remove", why="of a run; the next one makes it again")
-
-
-def _named(path: Path, target: Target) -> frozenset[str]:
-    return search(path, target.traces)
 
 
 def _reports(root: Path, target: Target) -> Iterator[Item]:
@@ -188,31 +218,13 @@ def _reports(root: Path, target: Target) -> Iterator[Item]:
     for path in _files(reports_folder(root)):
         if path in listed or path == reports_folder(root) / INDEX:
             continue
-        if _named(path, target) - {"uri", "source"}:
+        kinds = search(path, target.traces)
+        if kinds - {"uri", "source", "closed"}:
             yield Item(kind="report", path=str(path), action="remove", why="names a sample, or a release that goes")
         elif path.suffix.lower() in PICTURES and path.parent in folders:
             yield Item(kind="report", path=str(path), action="remove", why="a picture beside a report that goes")
-
-
-def _reviews(root: Path, target: Target) -> Iterator[Item]:
-    for fingerprint in sorted(target.releases.values()):
-        folder = root / "reviews" / fingerprint
-        events = sorted(folder.glob("*.json"))
-        if events:
-            why = f"{len(events)} events: ids stay, or the chain would break; none of them counts for the successor"
-            yield Item(kind="review", path=str(folder), action="tell", why=why)
-        for path in events:
-            if _is_comment(path, target):
-                why = "a comment on a sample that goes: its text stays; read it"
-                yield Item(kind="review", path=str(path), action="tell", why=why)
-
-
-def _is_comment(path: Path, target: Target) -> bool:
-    try:
-        event: Any = json.loads(path.read_bytes())
-        return event["type"] == "comment" and not set(target.samples).isdisjoint(event["target"]["ids"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
+        elif "closed" in kinds:
+            yield Item(kind="report", path=str(path), action="tell", why=_CLOSED)
 
 
 # Everything else ------------------------------------------------------------------------------------------------------
@@ -220,9 +232,15 @@ def _is_comment(path: Path, target: Target) -> bool:
 
 def _others(top: Path, target: Target, *, own: bool) -> Iterator[Item]:
     """What else lies in a folder: audits, evaluations, trainings, other releases, single files."""
+    if any(_is_log(one) for one in (top.resolve(), *top.resolve().parents)):
+        yield from _log(top, target)
+        return
     for place, folders, names in os.walk(top):
         folder = Path(place)
-        folders[:] = sorted(name for name in folders if not (own and folder == top and name in _OWN))
+        for log in sorted(name for name in folders if _is_log(folder / name)):
+            yield from () if own and folder == top else _log(folder / log, target)
+        skipped = _OWN if own and folder == top else {name for name in folders if _is_log(folder / name)}
+        folders[:] = sorted(name for name in folders if name not in skipped)
         if RELEASE_FILE in names:
             folders.clear()
             if _kinds_below(folder, target) & {"sample", "content"}:
@@ -239,6 +257,17 @@ def _others(top: Path, target: Target, *, own: bool) -> Iterator[Item]:
             yield from _single_files(folder, [name for name in sorted(names) if name not in hidden], target)
 
 
+def _is_log(folder: Path) -> bool:
+    """Whether a folder holds the review logs or the erasures of a root."""
+    return folder.name in _LOGS and (folder.parent / "releases").is_dir()
+
+
+def _log(folder: Path, target: Target) -> Iterator[Item]:
+    if _kinds_below(folder, target) & NAMES:
+        why = "logs of another root name it: forget there too, or read them"
+        yield Item(kind="review", path=str(folder), action="tell", why=why)
+
+
 def _audit(folder: Path, target: Target) -> Iterator[Item]:
     try:
         named = [drawn for drawn in load_audit(folder).samples if drawn.sample_id in target.samples]
@@ -252,7 +281,7 @@ def _audit(folder: Path, target: Target) -> Iterator[Item]:
 
 def _whole_folder(folder: Path, target: Target) -> Iterator[Item]:
     """An evaluation or a stage of one: results of a run, gone as a whole."""
-    kinds = _kinds_below(folder, target) - {"release"}
+    kinds = _kinds_below(folder, target) - {"release", "closed"}
     if kinds - {"unreadable"}:
         why = "names " + ", ".join(sorted(kinds - {"unreadable"}))
         yield Item(kind="evaluation", path=str(folder), action="remove", why=why)
@@ -264,9 +293,9 @@ def _single_files(folder: Path, names: list[str], target: Target) -> Iterator[It
         path = folder / name
         if not path.is_file():
             continue
-        kinds = _named(path, target)
+        kinds = search(path, target.traces)
         trained |= name in _TRAINING and "release" in kinds
-        item = _single_file(path, kinds)
+        item = _single_file(path, kinds, target)
         if item:
             yield item
     if trained:
@@ -277,19 +306,33 @@ def _single_files(folder: Path, names: list[str], target: Target) -> Iterator[It
             yield Item(kind="training", path=str(folder / name), action="remove", why=why)
 
 
-def _single_file(path: Path, kinds: frozenset[str]) -> Item | None:
+def _single_file(path: Path, kinds: frozenset[str], target: Target) -> Item | None:
     if path.is_symlink():
         why = "a link to a file that names it; remove both"
         return Item(kind="link", path=str(path), action="tell", why=why) if kinds - {"release"} else None
     if kinds & {"sample", "content"}:
-        return Item(kind="file", path=str(path), action="remove", why="names a sample that goes")
+        return _named_file(path, target)
     if kinds & {"uri", "source", "subject"}:
         return Item(kind="file", path=str(path), action="tell", why="names a source or a person: edit or remove it")
     if "release" in kinds and path.suffix == ".html":
         return Item(kind="report", path=str(path), action="remove", why="of a release that goes")
     if "release" in kinds and path.name not in _TRAINING:
         return Item(kind="file", path=str(path), action="tell", why="came of a release that goes")
-    return None
+    return Item(kind="file", path=str(path), action="tell", why=_CLOSED) if "closed" in kinds else None
+
+
+def _named_file(path: Path, target: Target) -> Item:
+    """A file that names a sample: a list goes, work of people on other samples too stays."""
+    if path.suffix.lower() == ".xml":
+        return Item(kind="file", path=str(path), action="tell", why="names a sample that goes: edit or remove it")
+    by_name = target.traces.named_by(path.name)
+    if not by_name and path.suffix.lower() == ".json" and edited(path, target.traces) is not None:
+        why = "what is drawn on samples that go; the rest stays"
+        return Item(kind="file", path=str(path), action="edit", why=why)
+    return Item(kind="file", path=str(path), action="remove", why="names a sample that goes")
+
+
+_CLOSED = "compressed, so it cannot be searched: look into it, or remove it"
 
 
 # Removing -------------------------------------------------------------------------------------------------------------
@@ -303,8 +346,12 @@ def clear(root: Path, item: Item, target: Target) -> None:
     """
     path = Path(item.path)
     try:
-        if item.action == "edit":
+        if item.action == "edit" and item.kind == "audit":
             _edit_audit(path, target)
+        elif item.action == "edit":
+            data = edited(path, target.traces)
+            if data is not None:
+                storage.write_bytes(str(path), data)
         elif path.is_dir() and not path.is_symlink():
             (path / MANIFEST).unlink(missing_ok=True)  # first: a stage without it is not there
             shutil.rmtree(path)

@@ -17,8 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from evaluation.measures import counted
 from manifests.edits import Assertion, Edit, SuccessorError
 from manifests.mask import MaskError, decode_mask, mask_sha256
+from manifests.paper import PlaceError, outside_releases
 from manifests.release import Json, Release, ReleaseError, fingerprint, parse_release, read_release_bytes
 from manifests.signoff import ReviewLogError
 from manifests.successor import write_successor
@@ -82,7 +84,7 @@ class LabelsError(InputError):
     def __init__(self, source: Path, faults: Sequence[Fault]) -> None:
         told = "; ".join(f"{fault.row or 'the file'}: {fault.message}" for fault in faults[:_NAMED])
         more = f"; and {len(faults) - _NAMED} more" if len(faults) > _NAMED else ""
-        super().__init__(f"{source}: {len(faults)} faults, so nothing was imported: {told}{more}")
+        super().__init__(f"{source}: {counted(len(faults), 'fault')}, so nothing was imported: {told}{more}")
         self.faults = tuple(faults)
 
 
@@ -133,7 +135,7 @@ def export_labels(
         query: those that it finds.
 
     Raises:
-        UsageError: not exactly one of the three.
+        UsageError: not exactly one of the three, or the output lies in a release.
         InputError: no release, no such sample, none with pixels, or a broken review log.
         StorageError: the output is there already, or cannot be written.
     """
@@ -190,11 +192,15 @@ def _samples(folder: Path, release: Release, wanted: Sequence[str], *, strict: b
         bare = [name for name, sample in found.items() if sample.shard is None]
         for names, what in ((twice, "named twice"), (unknown, "not in the release"), (bare, "without pixels there")):
             if names:
-                raise InputError(f"{folder}: {len(names)} samples are {what}: {_listed(names)}; leave them out")
+                raise InputError(f"{folder}: {counted(len(names), 'sample')} {what}: {_listed(names)}; leave them out")
     return [found[name] for name in sorted(found)]
 
 
 def _check_free(output: Path) -> None:
+    try:
+        outside_releases(output)
+    except PlaceError as error:
+        raise UsageError(str(error)) from error
     if output.is_symlink() or (output.exists() and not (output.is_dir() and not any(output.iterdir()))):
         raise StorageError(f"{output} is there already; people may have work in it: name another --output")
 

@@ -125,7 +125,9 @@ def _bytes(source: Path) -> bytes:
         with source.open("rb") as stream:
             data = stream.read(MAX_BYTES + 1)
     except OSError as error:
-        raise CocoError(f"it cannot be read: {error}") from error
+        raise CocoError(
+            f"it cannot be read: {error.strerror or error}; name the file that the tool exported"
+        ) from error
     if len(data) > MAX_BYTES:
         raise CocoError(f"it must have at most {MAX_BYTES} bytes")
     return data

@@ -10,6 +10,7 @@ from rich.console import Console
 from manifests.labelled import LabelledError
 from manifests.release import ReleaseError
 from manifests.shard import ShardError
+from manifests.signature import SignatureError
 from manifests.signoff import UnsignedError
 from pipeline import storage
 from pipeline.config import Config
@@ -31,6 +32,7 @@ def train_student(
     seed: int,
     preset: Preset | None = None,
     require_signoff: bool = False,
+    allowed_signers: Path | None = None,
     console: Console,
 ) -> TrainResult:
     """Trains a student, or goes on with one that was interrupted.
@@ -43,6 +45,8 @@ def train_student(
         seed: of every random choice.
         preset: instead of the recipe's.
         require_signoff: whether an unsigned release is refused.
+        allowed_signers: who may sign as whom (ssh-keygen(1)); where it is given, a release is refused that none of them
+            has signed off with their key.
         console: where progress goes.
 
     Raises:
@@ -54,8 +58,9 @@ def train_student(
         raise UsageError("there is nothing to train on: give a RELEASE, --labelled DIR or both")
     if not storage.is_local(output):
         raise UsageError(f"--output {output} must be a folder of this machine; copy it from there afterwards")
-    if require_signoff and release is None:
-        raise UsageError("--require-signoff is about a RELEASE; give one, or leave the flag out")
+    if release is None and (require_signoff or allowed_signers is not None):
+        flag = "--require-signoff" if require_signoff else "--allowed-signers"
+        raise UsageError(f"{flag} is about a RELEASE; give one, or leave the flag out")
     recipe = config.train if preset is None else replace(config.train, preset=preset, model=StudentConfig())
     found = None if release is None else one_release(release)
     storage.check_writable(output)
@@ -66,11 +71,18 @@ def train_student(
     try:
         with storage.lock(output), torch_threads(config.driver.threads):
             return train(
-                found, labelled, Path(output), recipe, seed=seed, require_signoff=require_signoff, report=report
+                found,
+                labelled,
+                Path(output),
+                recipe,
+                seed=seed,
+                require_signoff=require_signoff,
+                allowed_signers=allowed_signers,
+                report=report,
             )
     except LabelledError as error:
         raise InputError(f"--labelled: {error}") from error
-    except (ReleaseError, ShardError, UnsignedError, SampleError) as error:
+    except (ReleaseError, ShardError, UnsignedError, SignatureError, SampleError) as error:
         raise InputError(str(error)) from error
     except TrainError as error:
         raise StageError(f"train: {error}") from error

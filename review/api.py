@@ -4,7 +4,6 @@ The functions know nothing of HTTP. READS and IMAGES are their tables: address, 
 """
 
 import contextlib
-import json
 from collections.abc import Callable, Mapping
 from datetime import UTC, date, datetime
 from typing import Any
@@ -15,14 +14,20 @@ from manifests.datacard import QUESTIONS, open_questions
 from manifests.diff import KINDS as DIFFERENCES
 from manifests.release import sha256_hex
 from manifests.signoff import MAX_EVENTS
+from manifests.verify import parse_document
 from review.ask import MAX_OFFSET, MAX_PAGE, Ask, digest, number_in
 from review.catalog import Place
 from review.desk import Desk
 from review.guard import Refusal
+from review.overview import INTEGRITY, SIGNOFF, WAITING
 from review.pixels import KINDS, SIDES, Pixels
 from review.tasks import task_json
 
 Answer = Callable[[Ask], Any]
+MAX_EVENTS_TOLD = 100
+"""Decisions, and comments, on one sample that are told: the newest."""
+NOBODY = ""
+"""Who has not given a name: they may still judge samples, so a task hides from them what others found."""
 MAX_DOCUMENT = 16 << 20
 """Limit of config.json and lineage.json as they are shown, in bytes."""
 
@@ -96,16 +101,19 @@ def histogram(ask: Ask) -> Any:
 def page(ask: Ask) -> Any:
     """Some of the samples that a filter finds."""
     query, limit = ask.filter(), ask.number("limit", 60, 1, MAX_PAGE)
-    offset = ask.number("offset", 0, 0, MAX_OFFSET)
-    return ask.desk.catalog.page(query, offset=offset, limit=limit, states=ask.desk.states())
+    offset, decisions = ask.number("offset", 0, 0, MAX_OFFSET), ask.desk.decisions()
+    found = ask.desk.catalog.page(query, offset=offset, limit=limit, states=ask.desk.states(decisions))
+    return {**found, "head": decisions.head.seq}
 
 
 def sample(ask: Ask) -> Any:
     """All that is known of one sample."""
     one, decisions = ask.sample(), ask.desk.decisions()
     body = ask.desk.catalog.sample(one, decisions.state(one))
-    history = [event.to_json() for event in decisions.history(one)]
-    return {**body, "history": history, "comments": [event.to_json() for event in decisions.comments(one)]}
+    told = {"history": decisions.history(one), "comments": decisions.comments(one)}
+    newest = {name: [event.to_json() for event in events[-MAX_EVENTS_TOLD:]] for name, events in told.items()}
+    counts = {f"{name}_n": len(events) for name, events in told.items()}
+    return {**body, **newest, **counts, "head": decisions.head.seq}
 
 
 def clusters(ask: Ask) -> Any:
@@ -139,16 +147,18 @@ def compared_page(ask: Ask) -> Any:
 
 
 def tasks(ask: Ask) -> Any:
-    """All review tasks."""
+    """All review tasks, without their samples."""
     decisions, who = ask.desk.decisions(), _name(ask)
-    return [task_json(decisions, task.seq, who, limit=0) for task in decisions.tasks]
+    return [task_json(decisions, task.seq, who or NOBODY, limit=None) for task in decisions.tasks]
 
 
 def task(ask: Ask) -> Any:
     """A review task, and which samples come next for this reviewer."""
     seq = number_in(ask.path["seq"], "seq", 0, MAX_EVENTS)
     try:
-        return task_json(ask.desk.decisions(), seq, _name(ask))
+        who = _name(ask)
+        found = task_json(ask.desk.decisions(), seq, who or NOBODY)
+        return found if who else {**found, "next": []}
     except KeyError as error:
         raise Refusal(404, str(error.args[0]), "choose one of /api/tasks") from error
 
@@ -191,8 +201,8 @@ def _document(desk: Desk, name: str) -> Any:
     try:
         with (desk.folder / name).open("rb") as file:
             data = file.read(MAX_DOCUMENT + 1)
-        return json.loads(data) if sha256_hex(data) == entry.sha256 else None
-    except (OSError, ValueError, RecursionError):
+        return parse_document(data) if sha256_hex(data) == entry.sha256 else None
+    except (OSError, ValueError):
         return None
 
 
@@ -206,18 +216,19 @@ def signoff_of(desk: Desk) -> dict[str, Any]:
     disputes: int | None = None
     undecided: int | None = None
     with contextlib.suppress(Refusal):
-        disputes, undecided = desk.decisions().counts.get("disputed", 0), desk.undecided_held()
+        decisions = desk.decisions()
+        disputes, undecided = decisions.counts.get("disputed", 0), desk.undecided_held(decisions)
     return {
         **desk.signoff(),
         "requirements": [{"key": one.key, "question": one.question, "kind": one.kind} for one in QUESTIONS],
-        "unmet": unmet(desk, {}, disputes, undecided),
+        "unmet": [*unmet(desk, {}), *unsettled(disputes, undecided)],
         "disputes": disputes,
         "undecided_held": undecided,
     }
 
 
-def unmet(desk: Desk, checklist: Mapping[str, Any], disputes: int | None, undecided: int | None) -> list[str]:
-    """What stands against a sign-off without conditions, in words.
+def unmet(desk: Desk, checklist: Mapping[str, Any]) -> list[str]:
+    """What stands against a sign-off without conditions, in words, beside what no reviewer has settled.
 
     Raises:
         DataCardError: `checklist` answers a question that there is not, or not as it is asked.
@@ -225,11 +236,22 @@ def unmet(desk: Desk, checklist: Mapping[str, Any], disputes: int | None, undeci
     found = [f"open: {question.question}" for question in open_questions(checklist)]
     if desk.integrity.checked().state != "good":
         found.append(f"integrity: {_INTEGRITY[desk.integrity.checked().state]}")
+    told: dict[str, Any] = desk.catalog.overview(today=today(), review=desk.review())
+    against = [one for one in told["checks"] if one["state"] == "fail" or one["told"] == WAITING]
+    return [*found, *(f"{one['name']}: {one['told']}" for one in against if one["name"] not in _TOLD_APART)]
+
+
+def unsettled(disputes: int | None, undecided: int | None) -> list[str]:
+    """What no reviewer has settled, in words."""
+    found = []
     if disputes:
         found.append(f"{disputes:,} samples are disputed")
     if undecided:
         found.append(f"{undecided:,} held samples are undecided")
     return found
+
+
+_TOLD_APART = (INTEGRITY, SIGNOFF)
 
 
 _INTEGRITY = {

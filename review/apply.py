@@ -9,17 +9,20 @@
 | undecided | what it was |
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from manifests.release import Json
 from manifests.successor import Edit, write_successor
-from review.decisions import Decisions, fold
-from review.event import Head
-from review.ids import hex_ids
+from review.decisions import fold
+from review.event import Event, Head
+from review.ids import AnyIds, IdIndex, hex_ids, id_array, sorted_unique
 from review.log import ReviewLog
 
 BY = "review"
@@ -66,7 +69,8 @@ def apply_reviews(folder: Path, *, disputed: Literal["refuse", "hold"] = "refuse
         ReviewLogError: the log is broken.
     """
     log = ReviewLog.open(folder)
-    decisions = fold(log.events(), log.frozen_ids)
+    events = log.events()
+    decisions = fold(events, log.frozen_ids)
     found = {state: hex_ids(decisions.ids_in(state)) for state in BECOMES}
     counts = {state: len(ids) for state, ids in found.items() if ids}
     if not counts:
@@ -78,11 +82,7 @@ def apply_reviews(folder: Path, *, disputed: Literal["refuse", "hold"] = "refuse
             f"{folder}: reviewers disagree on {len(ids)} samples: {', '.join(ids[:_NAMED])}{more}; settle them in the "
             f"queue of disputes, or hold them (--disputed hold); nothing was changed"
         )
-    edits = {
-        one: Edit(decision=BECOMES[state], reasons=_reasons(decisions, one, state), by=BY)
-        for state, ids in found.items()
-        for one in ids
-    }
+    edits = _edits(found, events, log.frozen_ids)
     cause: dict[str, Json] = {
         "by": "apply-reviews",
         "log_head": decisions.head.sha256,
@@ -93,7 +93,39 @@ def apply_reviews(folder: Path, *, disputed: Literal["refuse", "hold"] = "refuse
     return Applied(folder=new, fingerprint=digest, head=decisions.head, decisions=counts)
 
 
-def _reasons(decisions: Decisions, sample_id: str, state: str) -> tuple[str, ...]:
-    """The state and what the last decision gives as its reasons."""
-    said = [] if state == "disputed" else decisions.history(sample_id)[-1].fields.get("reasons", ())
-    return tuple(PREFIX + text for text in (state, *said))
+def _edits(
+    found: Mapping[str, Sequence[str]], events: Sequence[Event], frozen: Callable[[str], AnyIds]
+) -> dict[str, Edit]:
+    """The edit of each sample; those of one state that one event decided on share theirs.
+
+    Args:
+        found: state -> samples, each in one.
+        events: of the log.
+        frozen: gives the ids of a frozen list.
+    """
+    index = IdIndex(sorted_unique(id_array([one for ids in found.values() for one in ids])))
+    last = _last(index, events, frozen)
+    edits: dict[str, Edit] = {}
+    for state, ids in found.items():
+        shared: dict[int, Edit] = {}
+        for one, seq in zip(ids, last[index.find(id_array(ids))].tolist(), strict=True):
+            if seq not in shared:
+                said = () if state == "disputed" else events[seq].fields.get("reasons", ())
+                reasons = tuple(PREFIX + text for text in (state, *said))
+                shared[seq] = Edit(decision=BECOMES[state], reasons=reasons, by=BY)
+            edits[one] = shared[seq]
+    return edits
+
+
+def _last(index: IdIndex, events: Sequence[Event], frozen: Callable[[str], AnyIds]) -> NDArray[np.int64]:
+    """(M,) the last event that decides on each of M samples; all are decided on."""
+    last = np.full(len(index), -1, np.int64)
+    single = [(event.seq, event.ids) for event in events if event.kind == "sample_decision"]
+    seqs = np.repeat(np.array([seq for seq, _ in single], np.int64), [len(ids) for _, ids in single])
+    places = index.find(id_array([one for _, ids in single for one in ids]))
+    np.maximum.at(last, places[places >= 0], seqs[places >= 0])
+    for event in events:
+        if event.kind == "bulk_decision" and event.frozen is not None:
+            places = index.find(id_array(frozen(event.frozen[0])))
+            last[places[places >= 0]] = np.maximum(last[places[places >= 0]], event.seq)
+    return last

@@ -1,6 +1,5 @@
 """A question to the review server, taken apart once and strictly: what is not understood is refused, never guessed."""
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -9,6 +8,7 @@ from urllib.parse import unquote
 
 from starlette.datastructures import Headers, QueryParams
 
+from manifests.verify import parse_document
 from review.desk import NO_NAME, Desk, reviewer_of
 from review.event import Reviewer
 from review.guard import Refusal
@@ -106,7 +106,8 @@ class Ask:
 
     def reasons(self) -> list[str]:
         """The reasons of the body, without empty ones; `review.event` holds them to their rules."""
-        return [reason.strip() if isinstance(reason, str) else reason for reason in self.given("reasons", list, [])]
+        found = [reason.strip() if isinstance(reason, str) else reason for reason in self.given("reasons", list, [])]
+        return [reason for reason in found if reason != ""]
 
 
 def _refuse(error: str, remedy: str = "send what the page sends") -> NoReturn:
@@ -165,15 +166,9 @@ def parse_json(data: str | bytes, what: str) -> Any:
         Refusal: it is none.
     """
     try:
-        value = json.loads(data, parse_constant=_no_constant)
-        json.dumps(value, ensure_ascii=False, allow_nan=False).encode()  # 1e999 is infinite, "\ud800" has no encoding
-    except (ValueError, RecursionError) as error:
+        return parse_document(data)
+    except ValueError as error:
         raise Refusal(400, f"{what} is not valid JSON: {error!s:.200}", "send what the page sends") from error
-    return value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number of JSON")
 
 
 def parse_body(data: bytes, fields: Sequence[str]) -> dict[str, Any]:

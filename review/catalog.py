@@ -5,7 +5,6 @@ and then stays (`review.columns`). Threads share a catalog. Texts come from outs
 (`review.columns.shown`), and whoever shows them must take them for text.
 """
 
-import json
 import re
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -20,6 +19,7 @@ from numpy.typing import NDArray
 
 from manifests.release import FileEntry, Json, Release, parse_release, read_release_bytes, sha256_hex
 from manifests.schema import MASK_SPLITS
+from manifests.verify import parse_document
 from review import bias, coverage, histogram, overview, record, structure
 from review.coding import Codes, shown
 from review.columns import CatalogError, Columns, hex_of
@@ -413,7 +413,7 @@ def _stats(folder: Path, release: Release) -> Mapping[str, Any]:
             data = file.read(MAX_STATS_BYTES + 1)
         if sha256_hex(data) != entry.sha256:
             raise ValueError("its bytes are not those that release.json lists")
-        stats = json.loads(data)
+        stats = parse_document(data)
         return _checked(stats)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError) as error:
         raise CatalogError(

@@ -3,7 +3,8 @@
 CHANGES is their table: address, function, fields of the body.
 """
 
-from collections.abc import Callable, Mapping
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -11,16 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from manifests.signoff import MAX_EVENTS, parse_instant
-from review.api import integrity_of, signoff_of, unmet
+from review.api import MAX_EVENTS_TOLD, integrity_of, signoff_of, unmet, unsettled
 from review.ask import Ask, number_in, sample_id
+from review.decisions import Decisions
 from review.desk import Desk, reviewer_of
-from review.event import MAX_IDS, VERDICTS
+from review.event import MAX_IDS, VERDICTS, Event, Reviewer
 from review.guard import Refusal
 from review.ids import Ids
 from review.query import parse_query
-from review.tasks import draw, task_json
+from review.tasks import barred, draw, task_json
 
 Answer = Callable[[Ask], Any]
+_DECIDING = ("sample_decision", "bulk_decision")
+_AGAIN = "look at the samples again, then decide"
 MAX_TASK = 100_000
 """Samples that one task may draw."""
 
@@ -32,15 +36,25 @@ def session(ask: Ask) -> dict[str, Any]:
 
 
 def decide(ask: Ask) -> dict[str, Any]:
-    """A verdict on some samples."""
+    """A verdict on some samples; one that adjudicates, on samples that nobody decided on since they were looked at."""
     desk, ids = ask.desk, _samples(ask)
+    desk.check_bytes()
     adjudicates = ask.given("adjudicates", bool, False)
-    before = desk.decisions()
-    if adjudicates and (calm := [one for one in ids if before.state(one) != "disputed"]):
-        raise Refusal(409, f"sample {calm[0]} is not disputed, there is nothing to settle", "decide without it")
-    event = desk.log.append(
+    head = ask.given("head", int) if adjudicates else -1
+
+    def settles(decisions: Decisions, events: Sequence[Event]) -> None:
+        _check_head(events, head)
+        for one in ids:
+            if any(event.seq > head for event in decisions.history(one)):
+                raise Refusal(409, f"others decided meanwhile on sample {one}", _AGAIN)
+            if decisions.state(one) != "disputed":
+                told = f"sample {one} is not disputed, there is nothing to settle"
+                raise Refusal(409, told, "decide without it")
+
+    event = _append(
+        ask,
         "sample_decision",
-        reviewer=ask.reviewer(),
+        check=settles if adjudicates else None,
         target={"ids": ids},
         verdict=_verdict(ask),
         reasons=ask.reasons(),
@@ -51,10 +65,18 @@ def decide(ask: Ask) -> dict[str, Any]:
 
 
 def bulk(ask: Ask) -> dict[str, Any]:
-    """A verdict on all samples that a filter finds, where it finds as many as the reviewer saw."""
+    """A verdict on all samples that a filter finds, where it finds those that the reviewer saw."""
     desk, query = ask.desk, parse_query(ask.given("filter", dict, {}))
-    expected, who, verdict = ask.given("expect", int), ask.reviewer(), _verdict(ask)
+    desk.check_bytes()
+    expected, verdict = ask.given("expect", int), _verdict(ask)
+    head = ask.given("head", int) if query.state else -1
     rows = desk.catalog.select(query, desk.states())
+
+    def unmoved(_: Decisions, events: Sequence[Event]) -> None:
+        _check_head(events, head)
+        if any(event.kind in _DECIDING for event in events[head + 1 :]):
+            raise Refusal(409, "others decided meanwhile; look again", _AGAIN)
+
     if len(rows) != expected:
         raise Refusal(
             409,
@@ -63,9 +85,15 @@ def bulk(ask: Ask) -> dict[str, Any]:
         )
     if not len(rows):
         raise Refusal(400, "the filter finds no sample", "choose a filter that finds some")
-    digest = desk.log.freeze(desk.catalog.ids[rows])
-    target = {"query": query.to_json(), "ids_sha256": digest, "count": len(rows)}
-    event = desk.log.append("bulk_decision", reviewer=who, target=target, verdict=verdict, reasons=ask.reasons())
+    event = _append(
+        ask,
+        "bulk_decision",
+        check=unmoved if query.state else None,
+        freeze=desk.catalog.ids[rows],
+        target={"query": query.to_json()},
+        verdict=verdict,
+        reasons=ask.reasons(),
+    )
     return {"seq": event.seq, "count": len(rows)}
 
 
@@ -74,8 +102,10 @@ def comment(ask: Ask) -> dict[str, Any]:
     one = sample_id(ask.body.get("id"))
     ask.desk.catalog.row_of(one)
     text = ask.given("text", str).strip()
-    event = ask.desk.log.append("comment", reviewer=ask.reviewer(), target={"ids": [one]}, text=text)
-    return {"seq": event.seq, "comments": [found.to_json() for found in ask.desk.decisions().comments(one)]}
+    event = _append(ask, "comment", target={"ids": [one]}, text=text)
+    comments = ask.desk.decisions().comments(one)
+    newest = [found.to_json() for found in comments[-MAX_EVENTS_TOLD:]]
+    return {"seq": event.seq, "comments": newest, "comments_n": len(comments)}
 
 
 def task(ask: Ask) -> Any:
@@ -90,11 +120,11 @@ def task(ask: Ask) -> Any:
     if not len(ids):
         raise Refusal(400, "there is no sample to draw", "choose a filter that finds samples with pixels")
     drawn = ids[draw(ids, strata, size, seed)]
-    target = {"query": query, "ids_sha256": desk.log.freeze(drawn), "count": len(drawn)}
-    event = desk.log.append(
+    event = _append(
+        ask,
         "task",
-        reviewer=who,
-        target=target,
+        freeze=drawn,
+        target={"query": query},
         title=ask.given("title", str).strip(),
         task={"kind": kind, "size": len(drawn), "seed": seed, "blind": True, "population": len(ids), **of_task},
     )
@@ -126,10 +156,18 @@ def task_result(ask: Ask) -> Any:
     """What a reviewer says of one sample of a task."""
     desk, who = ask.desk, ask.reviewer()
     seq = number_in(ask.path["seq"], "seq", 0, MAX_EVENTS)
-    target = {"ids": [sample_id(ask.body.get("id"))]}
-    desk.log.append(
-        "task_result", reviewer=who, target=target, task=seq, verdict=ask.given("verdict", str), reasons=ask.reasons()
-    )
+    desk.check_bytes()
+    one = sample_id(ask.body.get("id"))
+
+    def may_judge(decisions: Decisions, _: Sequence[Event]) -> None:
+        with contextlib.suppress(KeyError):  # no such task: the log says so
+            if one in barred(decisions, decisions.task(seq), who.name):
+                told = f"you judged sample {one} in the task that this one repeats"
+                raise Refusal(409, told, "leave it to somebody else: an overlap says how far two people agree")
+
+    verdict = ask.given("verdict", str)
+    target = {"ids": [one]}
+    _append(ask, "task_result", check=may_judge, target=target, task=seq, verdict=verdict, reasons=ask.reasons())
     return task_json(desk.decisions(), seq, who.name)
 
 
@@ -147,36 +185,82 @@ def signoff(ask: Ask) -> dict[str, Any]:
     desk, who = ask.desk, _named(ask)
     checklist = ask.given("checklist", dict, {})
     conditions = ask.given("conditions", str, "").strip()
-    state = desk.signoff()
-    if state["state"] == "broken":
-        raise Refusal(409, f"a release that is broken cannot be signed off: {state['why']}", "repair it first")
-    disputes = desk.decisions().counts.get("disputed", 0)
-    against = unmet(desk, checklist, disputes, desk.undecided_held())
-    if against and not conditions:
-        raise Refusal(
-            400,
-            f"{len(against)} points stand against a sign-off without conditions, the first: {against[0]}",
-            "settle them, or say under which conditions the release may be used all the same",
-        )
-    event = desk.log.append(
+    desk.check_bytes()
+    _check_sound(desk)
+    desk.catalog.warm()
+    against: list[str] = []
+    known = unmet(desk, checklist)
+
+    def met(decisions: Decisions, _: Sequence[Event]) -> None:
+        against[:] = [*known, *unsettled(decisions.counts.get("disputed", 0), desk.undecided_held(decisions))]
+        if against and not conditions:
+            raise Refusal(
+                400,
+                f"{len(against)} points stand against a sign-off without conditions, the first: {against[0]}",
+                "settle them, or say under which conditions the release may be used all the same",
+            )
+
+    event = _append(
+        ask,
         "signoff",
-        reviewer=who,
+        who=who,
+        check=met,
         verdict="approved",
         checklist=checklist,
         conditions=conditions,
         expires_at=_expiry(ask),
+        unmet=against,
     )
     return {"seq": event.seq, **signoff_of(desk)}
 
 
 def withdraw(ask: Ask) -> dict[str, Any]:
     """Take the sign-off back."""
+
+    def holds(decisions: Decisions, _: Sequence[Event]) -> None:
+        state = decisions.signoff_state.at()
+        if state.signoff is None:
+            raise Refusal(409, f"there is no sign-off to withdraw: {state.why}", "look at the state of the sign-off")
+
+    event = _append(ask, "withdraw_signoff", check=holds, reasons=ask.reasons())
+    return {"seq": event.seq, **signoff_of(ask.desk)}
+
+
+def _append(
+    ask: Ask,
+    kind: str,
+    *,
+    who: Reviewer | None = None,
+    check: Callable[[Decisions, Sequence[Event]], None] | None = None,
+    **fields: Any,
+) -> Event:
+    """Append an event to a log that can be read to its end, so that what is recorded can be answered too.
+
+    `check` is asked with what all events before this one come to, at the moment that it is written.
+    """
     desk = ask.desk
-    state = desk.log.signoff()
-    if state.signoff is None:
-        raise Refusal(409, f"there is no sign-off to withdraw: {state.why}", "look at the state of the sign-off")
-    event = desk.log.append("withdraw_signoff", reviewer=ask.reviewer(), reasons=ask.reasons())
-    return {"seq": event.seq, **signoff_of(desk)}
+
+    def checked(events: Sequence[Event]) -> None:
+        decisions = desk.decisions_of(events)
+        if check is not None:
+            check(decisions, events)
+
+    return desk.log.append(kind, reviewer=who or ask.reviewer(), check=checked, **fields)
+
+
+def _check_head(events: Sequence[Event], head: int) -> None:
+    if not -1 <= head < len(events):
+        raise Refusal(409, f"head must be that of the page, the log ends with {len(events) - 1}, got {head}", _AGAIN)
+
+
+def _check_sound(desk: Desk) -> None:
+    """Check that a sign-off would count: that nothing is known against the bytes, and nothing wrong with the log."""
+    state = desk.signoff()
+    if state["state"] == "broken":
+        raise Refusal(409, f"a release that is broken cannot be signed off: {state['why']}", "repair it first")
+    if problems := desk.log.verify():
+        told = f"a release whose review log is broken cannot be signed off: {problems[0]}"
+        raise Refusal(409, told, "`curate review verify` names what is wrong with the log")
 
 
 def _samples(ask: Ask) -> list[str]:
@@ -222,8 +306,8 @@ def _expiry(ask: Ask) -> str | None:
 
 CHANGES: Mapping[str, tuple[Answer, tuple[str, ...]]] = {
     "/api/session": (session, ("reviewer",)),
-    "/api/decide": (decide, ("ids", "verdict", "reasons", "adjudicates")),
-    "/api/bulk": (bulk, ("filter", "verdict", "reasons", "expect")),
+    "/api/decide": (decide, ("ids", "verdict", "reasons", "adjudicates", "head")),
+    "/api/bulk": (bulk, ("filter", "verdict", "reasons", "expect", "head")),
     "/api/comment": (comment, ("id", "text")),
     "/api/tasks": (task, ("kind", "size", "seed", "filter", "of_task", "title")),
     "/api/tasks/{seq}/result": (task_result, ("id", "verdict", "reasons")),

@@ -34,6 +34,7 @@ MAX_RECENT = 4096
 _CODES = {verdict: STATES.index(verdict) for verdict in VERDICTS}
 Frozen = Callable[[str], AnyIds]
 _Numbers = NDArray[np.int64]
+_Bits = NDArray[np.uint8]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,14 +101,14 @@ class _Base:
         states: (M,) int8.
         places: (R,) int64 ascending, the samples of the R single decisions.
         seqs: (R,) int64, their events; ascending within a sample.
-        bulks: event and (n,) int64 ascending places of each bulk decision.
+        bulks: event of each bulk decision, and ceil(M/8) bytes: a bit for each sample, set where it decides on it.
     """
 
     index: IdIndex
     states: NDArray[np.int8]
     places: _Numbers
     seqs: _Numbers
-    bulks: tuple[tuple[int, _Numbers], ...]
+    bulks: tuple[tuple[int, _Bits], ...]
 
 
 class Decisions:
@@ -184,8 +185,7 @@ class Decisions:
     @cached_property
     def tasks(self) -> Sequence[TaskState]:
         """All tasks, in order."""
-        known = list(self._folding.tasks.items())
-        return tuple(self._task(seq, ids) for seq, ids in known if seq <= self.head.seq)
+        return tuple(self._task(seq) for seq in list(self._folding.tasks) if seq <= self.head.seq)
 
     def task(self, seq: int) -> TaskState:
         """The task of an event.
@@ -195,7 +195,7 @@ class Decisions:
         """
         if seq > self.head.seq or seq not in self._folding.tasks:
             raise KeyError(f"event {seq} is no task of this log: ask for the tasks first")
-        return next(task for task in self.tasks if task.seq == seq)
+        return self._task(seq)
 
     @cached_property
     def _recent_arrays(self) -> tuple[IdIndex, NDArray[np.int8]]:
@@ -205,8 +205,8 @@ class Decisions:
     def _decided(self, sample_id: str) -> list[int]:
         return [seq for seq in decided(self._base, self._touched, sample_id) if seq <= self.head.seq]
 
-    def _task(self, seq: int, ids: Ids) -> TaskState:
-        event, index = self._folding.events[seq], IdIndex(ids)
+    def _task(self, seq: int) -> TaskState:
+        event, index = self._folding.events[seq], self._folding.tasks[seq]
         seqs = [one for one in self._folding.results.get(seq, ()) if one <= self.head.seq]
         found = [self._folding.events[one] for one in seqs]
         drawn = index.find(id_array([one.ids[0] for one in found])) >= 0
@@ -219,7 +219,7 @@ class Decisions:
             population=event.fields["task"].get("population"),
             query=event.fields["target"]["query"],
             reviewer=event.reviewer,
-            ids=ids,
+            ids=index.ids,
             results=tuple(_result(one) for one, known in zip(found, drawn, strict=True) if known),
             strays=tuple(one.seq for one, known in zip(found, drawn, strict=True) if not known),
         )
@@ -242,7 +242,7 @@ class Folding:
         self.base = _empty()
         self.touched: dict[str, list[int]] = {}
         self.comments: dict[str, list[int]] = {}
-        self.tasks: dict[int, Ids] = {}
+        self.tasks: dict[int, IdIndex] = {}
         self.results: dict[int, list[int]] = {}
         self._frozen = frozen
         self._facts = _Facts()
@@ -264,7 +264,7 @@ class Folding:
             self.events.append(event)
             self._facts.add(event)
             self._note(event, changed)
-        self.tasks |= {seq: ids for seq, ids in lists.items() if self.events[seq].kind == "task"}
+        self.tasks |= {seq: IdIndex(ids) for seq, ids in lists.items() if self.events[seq].kind == "task"}
         bulks = [(seq, ids) for seq, ids in lists.items() if self.events[seq].kind == "bulk_decision"]
         if bulks or len(self.touched) > MAX_RECENT:
             self.base = _rebased(self.base, bulks, self.touched, self._facts)
@@ -302,8 +302,16 @@ class LiveDecisions:
         Raises:
             ReviewLogError: the log is broken, or a frozen list is.
         """
+        return self.of(self.log.events())  # read before the lock is taken: whoever appends holds them the other way
+
+    def of(self, events: Sequence[Event]) -> Decisions:
+        """What the events of the log come to, from its first to its last that this process has read.
+
+        Raises:
+            ReviewLogError: a frozen list is no good.
+        """
         with self._lock:
-            new = self.log.events()[len(self._folding.events) :]
+            new = events[len(self._folding.events) :]
             if new or self._last is None:
                 self._last = self._folding.add(new)
             return self._last
@@ -330,7 +338,7 @@ def decided(base: "_Base", touched: Mapping[str, Sequence[int]], sample_id: str)
     if place >= 0:
         low, high = np.searchsorted(base.places, [place, place + 1])
         seqs += base.seqs[low:high].tolist()
-        seqs += [seq for seq, places in base.bulks if _holds(places, place)]
+        seqs += [seq for seq, bits in base.bulks if bits[place >> 3] >> (7 - (place & 7)) & 1]
     return sorted(seqs)
 
 
@@ -347,7 +355,8 @@ class _Facts:
         decides = event.kind in ("sample_decision", "bulk_decision")
         self.codes.append(_CODES[event.fields["verdict"]] if decides else 0)
         self.who.append(self._names.setdefault(event.reviewer.name, len(self._names)))
-        self.adjudicates.append(decides and event.fields.get("adjudicates") is True)
+        # A bulk decision settles nothing, whatever further field another tool gave it.
+        self.adjudicates.append(event.kind == "sample_decision" and event.fields.get("adjudicates") is True)
 
     def state(self, seqs: Sequence[int]) -> int:
         """The state that decisions on one sample, in order, come to."""
@@ -382,11 +391,6 @@ def _result(event: Event) -> Result:
     )
 
 
-def _holds(places: _Numbers, place: int) -> bool:
-    at = int(np.searchsorted(places, place))
-    return at < len(places) and int(places[at]) == place
-
-
 def _at(index: IdIndex, codes: NDArray[np.int8], ids: Ids) -> NDArray[np.int8]:
     """The code of each id; 0 where the index does not have it."""
     if not len(index):
@@ -406,20 +410,44 @@ def _rebased(
 ) -> _Base:
     """The base with further bulk decisions and single ones in it."""
     single = id_array(list(touched))
-    index = IdIndex(sorted_unique(np.concatenate([base.index.ids, single, *(ids for _, ids in bulks)])))
-    moved = index.find(base.index.ids)
+    index, moved = _grown(base.index, [single, *(ids for _, ids in bulks)])
     counts = [len(seqs) for seqs in touched.values()]
-    places = np.concatenate([moved[base.places], np.repeat(index.find(single), counts)])
+    old = base.places if moved is None else moved[base.places]
+    places = np.concatenate([old, np.repeat(index.find(single), counts)])
     seqs = np.concatenate([base.seqs, np.array([s for some in touched.values() for s in some], np.int64)])
     order = np.lexsort((seqs, places))
     places, seqs = places[order], seqs[order]
-    every = (*((seq, moved[old]) for seq, old in base.bulks), *((seq, index.find(ids)) for seq, ids in bulks))
+    kept = [
+        (seq, bits if moved is None else _bits(moved[_held(bits, len(base.index))], len(index)))
+        for seq, bits in base.bulks
+    ]
+    every = (*kept, *((seq, _bits(index.find(ids), len(index))) for seq, ids in bulks))
     states = _states(len(index), places, seqs, every, facts)
     return _Base(index=index, states=states, places=places, seqs=seqs, bulks=every)
 
 
+def _grown(index: IdIndex, more: Sequence[Ids]) -> tuple[IdIndex, _Numbers | None]:
+    """An index with further ids, and the new places of its own; the index itself and None where it has them all."""
+    if all((index.find(ids) >= 0).all() for ids in more):
+        return index, None
+    grown = IdIndex(sorted_unique(np.concatenate([index.ids, *more])))
+    return grown, grown.find(index.ids)
+
+
+def _bits(places: _Numbers, size: int) -> _Bits:
+    """Places below `size` as a set: a bit for each, the first in the highest bit of the first byte."""
+    held = np.zeros(size, bool)
+    held[places] = True
+    return np.packbits(held)
+
+
+def _held(bits: _Bits, size: int) -> NDArray[np.bool_]:
+    """(size,) whether each place is in a set of `_bits`."""
+    return np.unpackbits(bits, count=size).view(bool)
+
+
 def _states(
-    size: int, places: _Numbers, seqs: _Numbers, bulks: Sequence[tuple[int, _Numbers]], facts: _Facts
+    size: int, places: _Numbers, seqs: _Numbers, bulks: Sequence[tuple[int, _Bits]], facts: _Facts
 ) -> NDArray[np.int8]:
     """The (M,) states: verdicts of each reviewer in turn, lowest and highest of those that count."""
     codes, who = np.array(facts.codes, np.int8), np.array(facts.who, np.int64)
@@ -430,11 +458,11 @@ def _states(
     latest = np.full(size, -1, np.int64)
     for mine, mine_bulks in _by_reviewer(who, seqs, bulks):
         np.maximum.at(latest, places[mine], seqs[mine])
-        for seq, held in mine_bulks:
-            latest[held] = np.maximum(latest[held], seq)
+        for seq, bits in mine_bulks:
+            np.maximum(latest, seq, out=latest, where=_held(bits, size))
         # Of a reviewer with few decisions only these are touched.
-        touched = np.concatenate([places[mine], *(held for _, held in mine_bulks)])
-        touched = np.unique(touched) if len(touched) < size // 8 else np.flatnonzero(latest >= 0)
+        few = not mine_bulks and len(mine) < size // 8
+        touched = np.unique(places[mine]) if few else np.flatnonzero(latest >= 0)
         counts = touched[latest[touched] >= settled[touched]]
         verdicts = codes[latest[counts]]
         lowest[counts] = np.minimum(lowest[counts], verdicts)
@@ -444,14 +472,14 @@ def _states(
 
 
 def _by_reviewer(
-    who: _Numbers, seqs: _Numbers, bulks: Sequence[tuple[int, _Numbers]]
-) -> Iterator[tuple[_Numbers, list[tuple[int, _Numbers]]]]:
+    who: _Numbers, seqs: _Numbers, bulks: Sequence[tuple[int, _Bits]]
+) -> Iterator[tuple[_Numbers, list[tuple[int, _Bits]]]]:
     """For each reviewer the rows of their single decisions, and their bulk decisions."""
     mine = who[seqs]
     order = np.argsort(mine, kind="stable")
     cuts = np.searchsorted(mine[order], np.arange(int(who.max(initial=-1)) + 2))
     for reviewer in range(len(cuts) - 1):
-        held = [(seq, places) for seq, places in bulks if who[seq] == reviewer]
+        held = [(seq, bits) for seq, bits in bulks if who[seq] == reviewer]
         rows = order[cuts[reviewer] : cuts[reviewer + 1]]
         if len(rows) or held:
             yield rows, held

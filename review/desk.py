@@ -4,10 +4,13 @@ Whatever is told must be of the release that was opened. So each question first 
 the file that was read; `changed` looks at all others. Only `review.integrity` reads every byte.
 """
 
+import dataclasses
 import math
 import threading
 import time
 from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +23,7 @@ from manifests.release import RELEASE_FILE, ReleaseError, fingerprint, read_rele
 from manifests.signoff import ReviewLogError, render_instant
 from review.catalog import Catalog
 from review.decisions import STATES, Decisions, LiveDecisions
-from review.event import EventError, Head, Reviewer
+from review.event import Event, EventError, Head, Reviewer
 from review.guard import Refusal
 from review.integrity import Integrity
 from review.log import ReviewLog
@@ -94,6 +97,7 @@ class Desk:
         self._files = {entry.path: file_state(folder / entry.path) for entry in self.catalog.release.files}
         self._seen: dict[str, State | None] = {}
         self._looked: tuple[float, tuple[str, ...]] = (-math.inf, ())
+        self._log_at_start: tuple[str, ...] = ()
         if self.log.fingerprint != self.fingerprint:
             raise ReleaseError(f"{folder}: the release was exchanged while it was opened; start again")
 
@@ -161,10 +165,17 @@ class Desk:
         Raises:
             Refusal: 409, the log is broken.
         """
-        try:
+        with _log_read():
             return self._live.now()
-        except ReviewLogError as error:
-            raise Refusal(409, str(error), "`curate review verify` names what is wrong with the log") from error
+
+    def decisions_of(self, events: Sequence[Event]) -> Decisions:
+        """What the events that the log hands to a check of `ReviewLog.append` come to.
+
+        Raises:
+            Refusal: 409, a frozen list is no good.
+        """
+        with _log_read():
+            return self._live.of(events)
 
     def sibling(self, digest: str) -> Opened:
         """Another release of this root, opened; the ones used last stay open.
@@ -211,13 +222,16 @@ class Desk:
         """The releases of this root that were made from this one."""
         return self.shelf.newer(self.fingerprint)
 
-    def states(self) -> NDArray[np.int8] | None:
+    def states(self, decisions: Decisions | None = None) -> NDArray[np.int8] | None:
         """(rows,) state of each row of the catalog, by its place in STATES; None where nobody has decided.
+
+        Args:
+            decisions: what is asked; None for all up to now.
 
         Raises:
             Refusal: 409, the log is broken.
         """
-        decisions = self.decisions()
+        decisions = decisions or self.decisions()
         if not sum(decisions.counts.values()):
             return None
         with self._counting:
@@ -236,13 +250,9 @@ class Desk:
         decided = dict(self.decisions().counts)
         return {STATES[0]: self.catalog.rows - sum(decided.values()), **decided}
 
-    def undecided_held(self) -> int:
-        """Held rows that nobody has decided on.
-
-        Raises:
-            Refusal: 409, the log is broken.
-        """
-        states = self.states()
+    def undecided_held(self, decisions: Decisions | None = None) -> int:
+        """Held rows that nobody has decided on; arguments and errors as of `states`."""
+        states = self.states(decisions)
         if states is None:
             return self.catalog.release.counts.held
         held = self.catalog.columns.words("decision").chosen(["hold"])
@@ -250,29 +260,29 @@ class Desk:
 
     def review(self) -> Review:
         """What is known of the release beside its own files."""
-        checked, signoff = self.integrity.checked(), self.signoff()
-        try:
-            counts, head = self.review_counts(), self.decisions().head
-        except Refusal:
-            return Review(signoff=signoff, integrity=checked.release_state, problems=checked.count)
-        return Review(
-            counts=counts,
-            events=head.seq + 1,
-            head=head.sha256,
-            signoff=signoff,
+        checked = self.integrity.checked()
+        found = Review(
+            signoff=self.signoff(),
             integrity=checked.release_state,
             problems=checked.count,
+            log="good" if checked.state in ("good", "problems") else "not run",
         )
+        try:
+            counts, head = self.review_counts(), self.decisions().head
+        except Refusal as refusal:
+            return dataclasses.replace(found, log="problems", log_told=refusal.error)
+        if told := self._broken_log():
+            found = dataclasses.replace(found, log="problems", log_told=told)
+        return dataclasses.replace(found, counts=counts, events=head.seq + 1, head=head.sha256)
 
     def signoff(self) -> dict[str, Any]:
         """The sign-off: state "none", "signed", "expired", "withdrawn" or "broken", the sign-off, and why."""
-        broken = self._broken()
+        broken = self.changed_bytes() or self._broken_release()
+        if not broken and (wrong := self._broken_log()):
+            broken = f"the review log is broken: {wrong}"
         if broken:
             return {"state": "broken", "signoff": None, "why": broken}
-        try:
-            found = self.log.signoff()
-        except ReviewLogError as error:
-            return {"state": "broken", "signoff": None, "why": str(error)}
+        found = self.decisions().signoff_state.at()
         signed = found.signoff
         if signed is None:
             return {"state": found.state, "signoff": None, "why": found.why}
@@ -285,22 +295,60 @@ class Desk:
             "expires_at": None if signed.expires_at is None else render_instant(signed.expires_at),
             "conditions": fields.get("conditions", ""),
             "checklist": fields.get("checklist", {}),
+            "unmet": fields.get("unmet", []),
         }
         return {"state": found.state, "signoff": told, "why": found.why}
 
-    def _broken(self) -> str:
-        """Why no sign-off of this fingerprint can hold for the bytes that lie here; "" where none is known."""
+    def check_bytes(self) -> None:
+        """Look whether what is shown can still be what lies here.
+
+        Raises:
+            Refusal: 409, bytes have changed, and no check since has found them good.
+        """
+        why = self.changed_bytes()
+        if why:
+            remedy = "put the original files back, and run the integrity check"
+            raise Refusal(409, f"nothing was recorded: {why}", remedy, stale=True)
+
+    def changed_bytes(self) -> str:
+        """Which bytes of the release are known not to be those of its fingerprint; "" where none are."""
         stale = self.stale()
         if stale:
             return stale
         checked = self.integrity.checked()
-        if checked.count:
-            return f"{checked.count} problems of integrity: the bytes are not those that were signed off"
+        if checked.changed:
+            names = ", ".join(dict.fromkeys(path for path, _ in checked.problems))
+            return f"the integrity check found other bytes than were published, see {names:.400}"
         changed = self.changed()
         if changed and not self._proved():
             names = ", ".join(changed[:_SHOWN])
             return f"files were changed since the release was opened: {names}; run the integrity check"
         return ""
+
+    def _broken_release(self) -> str:
+        checked = self.integrity.checked()
+        if checked.count:
+            return f"the integrity check found {checked.count:,} problems of the release, the log is not at fault"
+        return ""
+
+    def _broken_log(self) -> str:
+        """What is wrong with the review log; "" where nothing is known."""
+        try:
+            self.decisions()
+        except Refusal as refusal:
+            return refusal.error
+        checked = self.integrity.checked()
+        found = checked.log if checked.state in ("good", "problems") else self._log_at_start
+        return found[0] if found else ""
+
+    def warm(self) -> None:
+        """Read what the screens need, and the log from its first byte.
+
+        Raises:
+            CatalogError: a column cannot be read.
+        """
+        self._log_at_start = tuple(self.log.verify())
+        self.catalog.warm()
 
     def start_check(self) -> None:
         """Begin to check every byte.
@@ -322,6 +370,14 @@ class Desk:
             if now == self._seen:
                 self._files, self._looked = now, (-math.inf, ())
             return now == self._seen
+
+
+@contextmanager
+def _log_read() -> Iterator[None]:
+    try:
+        yield
+    except ReviewLogError as error:
+        raise Refusal(409, str(error), "`curate review verify` names what is wrong with the log") from error
 
 
 def _differs(path: Path, state: State | None) -> bool:

@@ -13,10 +13,12 @@ asked for, and the frozen list of the n samples that it found at that time (`rev
 | | equal to `count`; `seed`; `blind` true; `of_task`: of an overlap, the seq of the audit that is judged again; |
 | | `population`, optional: of how many samples they were drawn} |
 | `task_result` | `target` SAMPLES, one; `task`: seq of the task; `verdict` "good" or "defect"; `reasons` |
-| `signoff` | `verdict` "approved"; `checklist` {question: answer}; `conditions`; `expires_at`, an instant or null |
+| `signoff` | `verdict` "approved"; `checklist` {question: answer}; `conditions`; `expires_at`, an instant or null; |
+| | `unmet`: what stood against it, at most 100 texts |
 | `withdraw_signoff` | `reasons` |
 
-`reasons` (at most 20 texts), `adjudicates`, `checklist` and `conditions` may be left out. Further fields are read.
+`reasons` (at most 20 texts), `adjudicates`, `checklist`, `conditions` and `unmet` may be left out. Further fields are
+read.
 """
 
 import re
@@ -33,6 +35,7 @@ TASK_VERDICTS = ("good", "defect")
 TASK_KINDS = ("audit", "overlap")
 MAX_IDS = 1000
 MAX_REASONS = 20
+MAX_UNMET = 100
 MAX_TEXT = 4000
 MAX_NAME = 80
 
@@ -225,6 +228,13 @@ def _reasons(name: str, value: object) -> None:
         _text(name, reason, 200)
 
 
+def _unmet(name: str, value: object) -> None:
+    if not isinstance(value, list) or len(value) > MAX_UNMET:
+        raise _say(name, f"a list of at most {MAX_UNMET} texts", value)
+    for text in value:
+        _text(name, text, MAX_TEXT)
+
+
 def _flag(name: str, value: object) -> None:
     if not isinstance(value, bool):
         raise _say(name, "true or false", value)
@@ -296,7 +306,13 @@ _FIELDS: dict[str, dict[str, _Check]] = {
         "verdict": _one_of(*TASK_VERDICTS),
         "reasons": _reasons,
     },
-    "signoff": {"verdict": _signoff_verdict, "checklist": _answers, "conditions": _conditions, "expires_at": _expiry},
+    "signoff": {
+        "verdict": _signoff_verdict,
+        "checklist": _answers,
+        "conditions": _conditions,
+        "expires_at": _expiry,
+        "unmet": _unmet,
+    },
     "withdraw_signoff": {"reasons": _reasons},
 }
-_OPTIONAL = ("reasons", "adjudicates", "checklist", "conditions", "expires_at")
+_OPTIONAL = ("reasons", "adjudicates", "checklist", "conditions", "expires_at", "unmet")

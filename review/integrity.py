@@ -6,6 +6,7 @@ with the server. Run as `python -m review.integrity RELEASE` it prints what it f
 
 import json
 import os
+import resource
 import subprocess
 import sys
 import threading
@@ -20,6 +21,8 @@ from manifests.signoff import render_instant
 from manifests.verify import verify_release
 from review.log import ReviewLog
 
+MEMORY_BYTES = 8 << 30
+"""Address space of a check: far more than it needs, so that hostile bytes end the check and not the machine."""
 SHOWN = 200
 """Problems that are told; the rest are counted."""
 
@@ -37,6 +40,7 @@ class Checked:
         checked_at: when it ended; None before.
         problems: (path, message) pairs of the release, at most SHOWN.
         count: all problems of the release.
+        changed: whether a file has not the bytes that `release.json` lists.
         log: problems of the review log, at most SHOWN.
         why: of "failed".
     """
@@ -45,6 +49,7 @@ class Checked:
     checked_at: datetime | None = None
     problems: tuple[tuple[str, str], ...] = ()
     count: int = 0
+    changed: bool = False
     log: tuple[str, ...] = ()
     why: str = ""
 
@@ -140,22 +145,24 @@ def _understood(data: bytes, code: int) -> Checked:
             raise ValueError(f"it ended with {code}")
         found = json.loads(data)
         problems = tuple((path, message) for path, message in found["problems"])
-        log = tuple(found["log"])
+        count, changed, log = found["count"], found["changed"], tuple(found["log"])
     except (ValueError, KeyError, TypeError) as error:
         why = f"the check did not come to an end ({error}): run it again, or run `curate verify` in a terminal"
         return Checked(state="failed", checked_at=now, why=why)
-    state = "problems" if found["count"] or log else "good"
-    return Checked(state=state, checked_at=now, problems=problems, count=found["count"], log=log)
+    state = "problems" if count or log else "good"
+    return Checked(state=state, checked_at=now, problems=problems, count=count, changed=changed, log=log)
 
 
 def check(folder: Path) -> dict[str, Any]:
     """Verify the release in a folder and its review log: problems, how many, and those of the log."""
-    problems = [(problem.path, problem.message) for problem in verify_release(folder)]
+    found = verify_release(folder)
+    problems = [(problem.path, problem.message) for problem in found[:SHOWN]]
     try:
         log = ReviewLog.open(folder).verify()
     except (ReleaseError, OSError) as error:
         log = [str(error)]
-    return {"problems": problems[:SHOWN], "count": len(problems), "log": log[:SHOWN]}
+    changed = any(problem.changed for problem in found)
+    return {"problems": problems, "count": len(found), "changed": changed, "log": log[:SHOWN]}
 
 
 def _end_with_parent() -> None:
@@ -166,6 +173,9 @@ def _end_with_parent() -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Check the release in the one folder named, and print what was found."""
+    hard = resource.getrlimit(resource.RLIMIT_AS)[1]
+    limit = MEMORY_BYTES if hard == resource.RLIM_INFINITY else min(MEMORY_BYTES, hard)
+    resource.setrlimit(resource.RLIMIT_AS, (limit, hard))
     threading.Thread(target=_end_with_parent, daemon=True).start()
     sys.stdout.write(json.dumps(check(Path(arguments[0]))))
     sys.stdout.flush()

@@ -5,7 +5,7 @@ The format is that of `manifests.signoff`, the fields of each type that of `revi
 ```
 reviews/<fingerprint>/ids-<sha256>.bin               a frozen list of sample ids: 16 bytes each, ascending, no two
                                                      equal; <sha256> is that of the file
-reviews/<fingerprint>/00000000000000000007.sig       signature of event 7, see `review.signature`
+reviews/<fingerprint>/00000000000000000007.sig       signature of event 7, see `manifests.signature`
 reviews/<fingerprint>/.….tmp                         an unfinished write; swept when it is an hour old
 ```
 
@@ -26,6 +26,7 @@ from typing import Any
 
 import numpy as np
 
+from manifests.disk import WriteError, put_if_absent, sweep
 from manifests.release import canonical_json, fingerprint, parse_release, read_release_bytes, sha256_hex
 from manifests.signoff import (
     MAX_EVENT_BYTES,
@@ -42,7 +43,6 @@ from manifests.signoff import (
     review_folder,
     unsigned,
 )
-from review.disk import ReviewWriteError, put_if_absent, sweep
 from review.event import VERDICTS, Event, EventError, Head, Reviewer, check_fields, check_written
 from review.ids import ID_BYTES, AnyIds, Ids, hex_ids, holds, id_array, is_ascending, sorted_unique
 
@@ -54,8 +54,8 @@ __all__ = [
     "Head",
     "ReviewLog",
     "ReviewLogError",
-    "ReviewWriteError",
     "Reviewer",
+    "WriteError",
 ]
 
 MAX_FROZEN_BYTES = 1 << 30
@@ -107,21 +107,39 @@ class ReviewLog:
         digest = fingerprint(data)
         return cls(review_folder(release_folder, digest), digest)
 
-    def append(self, kind: str, *, reviewer: Reviewer, at: datetime | None = None, **fields: Any) -> Event:
+    def append(
+        self,
+        kind: str,
+        *,
+        reviewer: Reviewer,
+        at: datetime | None = None,
+        freeze: AnyIds | None = None,
+        check: Callable[[Sequence[Event]], None] | None = None,
+        **fields: Any,
+    ) -> Event:
         """Write the next event; it is durable when this returns.
 
         Args:
             kind: one of `manifests.signoff.EVENT_TYPES`.
             reviewer: who says so.
             at: an instant with a time zone; None for the clock.
+            freeze: samples that the event is about; they are frozen once nothing else stands against it, and `target`
+                gets their list and their number.
+            check: called with all events that come before this one, those of others too; what it raises is raised, and
+                nothing is written. It must not ask this log for anything but frozen lists.
             fields: of the type, see `review.event`.
 
         Raises:
             EventError: a field breaks a rule, or refers to an event or a frozen list that is not there.
+            FrozenListError: a damaged list is in the way of `freeze`.
             ReviewLogError: the log is broken.
-            ReviewWriteError: the disk is full, the folder is read-only, or the like; nothing was written.
+            WriteError: the disk is full, the folder is read-only, or the like; nothing was written.
         """
         reviewer.check()
+        listed = None if freeze is None else _listed(freeze)
+        if listed is not None:
+            found = {"ids_sha256": sha256_hex(listed), "count": len(listed) // ID_BYTES}
+            fields["target"] = {**fields["target"], **found}
         check_written(kind, fields)
         check_fields(kind, fields)
         envelope: dict[str, Any] = {
@@ -135,11 +153,16 @@ class ReviewLog:
             self._sweep()
             for _ in range(ATTEMPTS):
                 self._catch_up()
-                self._check_references(kind, fields, self.frozen_ids)
+                if check is not None:
+                    check(self._seen())
+                own = None if listed is None else np.frombuffer(listed, dtype=f"S{ID_BYTES}")
+                self._check_references(kind, fields, self.frozen_ids, own)
                 data = self._encoded({**fields, **envelope})
+                if listed is not None:
+                    self._keep(listed)
                 if put_if_absent(self.folder, event_name(len(self._events)), data):
                     return self._take(data)
-        raise ReviewWriteError(None, f"{self.folder}: others wrote {ATTEMPTS} events while this one waited: try again")
+        raise WriteError(None, f"{self.folder}: others wrote {ATTEMPTS} events while this one waited: try again")
 
     def events(self) -> Sequence[Event]:
         """All events in order; only those that are new since the last call are read.
@@ -149,9 +172,7 @@ class ReviewLog:
         """
         with self._lock:
             self._catch_up()
-            if len(self._view) < len(self._events):
-                self._view = tuple(self._events)
-            return self._view
+            return self._seen()
 
     def head(self) -> Head:
         """The last event.
@@ -185,18 +206,9 @@ class ReviewLog:
         Raises:
             EventError: there is none, or one is no sample id.
             FrozenListError: a damaged list is in the way.
-            ReviewWriteError: it cannot be written; nothing was.
+            WriteError: it cannot be written; nothing was.
         """
-        try:
-            data = sorted_unique(id_array(ids)).tobytes()
-        except ValueError as error:
-            raise EventError(f"the list to be frozen holds what is no sample id: {error}") from error
-        if not data:
-            raise EventError("the list to be frozen must hold a sample id, got none: choose samples first")
-        digest = sha256_hex(data)
-        if not put_if_absent(self.folder, _frozen_name(digest), data):
-            self.frozen_ids(digest)
-        return digest
+        return self._keep(_listed(ids))
 
     def frozen(self, sha256: str) -> list[str]:
         """The ids of a frozen list, ascending; see `frozen_ids`."""
@@ -232,13 +244,13 @@ class ReviewLog:
             known = list(self._events)
         fresh = ReviewLog(self.folder, self.fingerprint)
         try:
-            events = fresh.events()
+            events, problems = fresh.looked_through()
         except ReviewLogError as error:
             return [str(error)]
-        return [*_lost(self.folder, known, events), *fresh.loose_ends()]
+        return [*_lost(self.folder, known, events), *problems]
 
-    def loose_ends(self) -> list[str]:
-        """What is wrong with the log beside its chain: each problem names its event.
+    def looked_through(self) -> tuple[Sequence[Event], list[str]]:
+        """All events, and what is wrong with these beside their chain: each problem names its event.
 
         Frozen lists and tasks that events refer to, and signatures of events that are not there.
 
@@ -246,13 +258,28 @@ class ReviewLog:
             ReviewLogError: the log is broken.
         """
         problems = []
+        signed = _signatures(self.folder)  # first, for others may write an event and sign it meanwhile
         frozen = functools.lru_cache(maxsize=8)(self.frozen_ids)  # the results of a task share its list
-        for event in self.events():
+        events = self.events()
+        for event in events:
             try:
                 self._check_references(event.kind, event.fields, frozen)
             except EventError as error:
                 problems.append(f"{self.folder}: event {event.seq}: {error}")
-        return [*problems, *_stray_signatures(self.folder, len(self.events()))]
+        strays = [seq for seq in signed if seq >= len(events)]
+        told = [f"{self.folder}: event {seq} is missing, though its signature is there" for seq in strays]
+        return events, [*problems, *told]
+
+    def _seen(self) -> tuple[Event, ...]:
+        if len(self._view) < len(self._events):
+            self._view = tuple(self._events)
+        return self._view
+
+    def _keep(self, listed: bytes) -> str:
+        digest = sha256_hex(listed)
+        if not put_if_absent(self.folder, _frozen_name(digest), listed):
+            self.frozen_ids(digest)
+        return digest
 
     def _sweep(self) -> None:
         if not self._swept:
@@ -306,12 +333,17 @@ class ReviewLog:
             raise EventError(f"an event has at most {MAX_EVENT_BYTES} bytes, got {len(data)}: write two")
         return data
 
-    def _check_references(self, kind: str, fields: Mapping[str, Any], frozen: Callable[[str], Ids]) -> None:
-        """Check that the frozen list of an event, and the task that it is about, are there and what it says."""
+    def _check_references(
+        self, kind: str, fields: Mapping[str, Any], frozen: Callable[[str], Ids], own: Ids | None = None
+    ) -> None:
+        """Check that the frozen list of an event, and the task that it is about, are there and what it says.
+
+        `own` is the event's list where it is still to be written.
+        """
         if "ids_sha256" in fields.get("target", {}):
             target = fields["target"]
             try:
-                found = len(frozen(target["ids_sha256"]))
+                found = len(frozen(target["ids_sha256"]) if own is None else own)
             except FrozenListError as error:
                 raise EventError(f"target.ids_sha256 of a {kind}: {error}") from error
             if found != target["count"]:
@@ -352,10 +384,21 @@ def _lost(folder: Path, known: Sequence[Event], events: Sequence[Event]) -> list
     return []
 
 
-def _stray_signatures(folder: Path, events: int) -> list[str]:
+def _signatures(folder: Path) -> list[int]:
+    """The numbers of the events that have a signature."""
     try:
         names = sorted(path.name for path in folder.iterdir())
     except FileNotFoundError:
         return []
-    found = [int(match[1]) for name in names if (match := _SIGNATURE.fullmatch(name))]
-    return [f"{folder}: event {seq} is missing, though its signature is there" for seq in found if seq >= events]
+    return [int(match[1]) for name in names if (match := _SIGNATURE.fullmatch(name))]
+
+
+def _listed(ids: AnyIds) -> bytes:
+    """The bytes of a frozen list."""
+    try:
+        data = sorted_unique(id_array(ids)).tobytes()
+    except ValueError as error:
+        raise EventError(f"the list to be frozen holds what is no sample id: {error}") from error
+    if not data:
+        raise EventError("the list to be frozen must hold a sample id, got none: choose samples first")
+    return data

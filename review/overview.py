@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 MOSTLY_UNKNOWN = 0.5
 """Share of unknown values of an attribute from which it says little."""
-_WAITING = "the columns are still being read"
+LOG, INTEGRITY, SIGNOFF = "Review log", "Integrity", "Sign-off"
+"""Names of the checks that are not about the rows."""
+WAITING = "the columns are still being read"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -30,6 +32,8 @@ class Review:
         signoff: {"state": "none" | "signed" | "expired" | "withdrawn" | "broken", …}.
         integrity: "not run", "running", "good" or "problems".
         problems: that the integrity check found.
+        log: "not run", "good" or "problems": of the review log, read from its first byte.
+        log_told: the first problem.
     """
 
     counts: Mapping[str, int] = field(default_factory=dict)
@@ -38,6 +42,8 @@ class Review:
     signoff: Mapping[str, Json] = field(default_factory=lambda: {"state": "none"})
     integrity: str = "not run"
     problems: int = 0
+    log: str = "not run"
+    log_told: str = ""
 
 
 def overview(catalog: "Catalog", today: date, review: Review) -> dict[str, Json]:
@@ -85,6 +91,7 @@ def checks(catalog: "Catalog", today: date, review: Review) -> Iterator[Json]:
     """Each check with its state (pass, warn, fail, not run) and one sentence."""
     yield _counts(catalog)
     yield _integrity(review)
+    yield _log(review)
     yield from _splits(catalog)
     yield _retention(catalog, today)
     yield _quotas(catalog.release)
@@ -113,13 +120,22 @@ def _integrity(review: Review) -> Json:
         "problems": f"{review.problems:,} problems were found: see run and integrity.",
         "running": "The files are being compared with release.json.",
     }.get(review.integrity, "Nobody has compared the files with release.json yet: start it under run and integrity.")
-    return _check("Integrity", state, told)
+    return _check(INTEGRITY, state, told)
+
+
+def _log(review: Review) -> Json:
+    state = {"good": "pass", "problems": "fail"}.get(review.log, "not run")
+    told = {
+        "good": "Every event, frozen list and signature was in its place.",
+        "problems": f"The review log is broken: {review.log_told}",
+    }.get(review.log, "The log was not checked from its first byte: start it under run and integrity.")
+    return _check(LOG, state, told)
 
 
 def _splits(catalog: "Catalog") -> Iterator[Json]:
     if not catalog.known("leakage"):
-        yield _check("Split leakage", "not run", _WAITING)
-        yield _check("Near duplicates", "not run", _WAITING)
+        yield _check("Split leakage", "not run", WAITING)
+        yield _check("Near duplicates", "not run", WAITING)
         return
     found: Mapping[str, Any] = catalog.leakage()
     leaks = found["across_n"]
@@ -132,7 +148,7 @@ def _splits(catalog: "Catalog") -> Iterator[Json]:
 
 def _retention(catalog: "Catalog", today: date) -> Json:
     if not catalog.known("columns"):
-        return _check("Retention", "not run", _WAITING)
+        return _check("Retention", "not run", WAITING)
     rows, upcoming = structure.due(catalog.columns, today)
     if len(rows):
         return _check("Retention", "fail", f"{len(rows):,} samples are kept longer than their retention allows.")
@@ -159,7 +175,7 @@ def _unknown(stats: Mapping[str, Any]) -> Json:
 
 def _words(catalog: "Catalog", column: str, name: str, unknown: tuple[str, ...], told: str) -> Json:
     if not catalog.known("columns"):
-        return _check(name, "not run", _WAITING)
+        return _check(name, "not run", WAITING)
     counts = _counted(catalog, column, "keep", "hold")
     bad = sum(counts.get(value, 0) for value in (*unknown, None))
     return _check(name, "warn" if bad else "pass", f"{bad:,} kept or held samples {told}.")
@@ -185,7 +201,7 @@ def _judge(stats: Mapping[str, Any]) -> Json:
 
 def _labels(catalog: "Catalog") -> Json:
     if not catalog.known("columns"):
-        return _check("Labels", "not run", _WAITING)
+        return _check("Labels", "not run", WAITING)
     counts = _counted(catalog, "label_source", "keep")
     people = counts.get("human", 0) + counts.get("human_corrected", 0)
     none, kept = counts.get("none", 0), sum(counts.values())
@@ -196,11 +212,11 @@ def _labels(catalog: "Catalog") -> Json:
 def _signoff(review: Review) -> Json:
     state = str(review.signoff.get("state", "none"))
     return _check(
-        "Sign-off",
+        SIGNOFF,
         {"signed": "pass", "broken": "fail"}.get(state, "warn"),
         {
             "signed": "A person has signed this release.",
-            "broken": "The review log is broken: no sign-off counts.",
+            "broken": f"No sign-off counts: {review.signoff.get('why') or 'the log or the bytes are broken'}.",
             "expired": "The sign-off has expired.",
             "withdrawn": "The sign-off was withdrawn.",
         }.get(state, "Nobody has signed this release."),

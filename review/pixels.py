@@ -6,6 +6,7 @@ encoded in a cache of fixed size, for neighbouring tiles lie in one row group.
 H, W: height and width in pixels of what is sent: the longer side is `side`, or that of the sample where that is less.
 """
 
+import contextlib
 import io
 import threading
 from collections import OrderedDict
@@ -31,8 +32,10 @@ SIDES = (32, 2048)
 """Least and greatest `side`."""
 CACHE_BYTES = 64 << 20
 """Encoded images that stay in memory."""
-MAX_UNIT_BYTES = 1 << 30
+MAX_UNIT_BYTES = 256 << 20
 """Limit of a row group as its footer states it; one of 64 photographs has about 5 MB."""
+LARGE_UNIT_BYTES = 32 << 20
+"""Row groups above this are read one at a time: a read takes some twice their size, and four threads ask."""
 
 _COLUMNS: Mapping[str, str] = {"image": "image", "mask": "mask", "teacher": "teacher_mask", "ignore": "ignore"}
 _LIMITS = ImageLimits(pixels=MAX_PIXELS, min_side=1, max_aspect=float(1 << 16))
@@ -70,7 +73,7 @@ class Pixels:
         self._folder = catalog.folder
         self._units: dict[str, list[Unit]] = {}
         self._reading: dict[_Column, threading.Lock] = {}
-        self._lock = threading.Lock()
+        self._lock, self._large = threading.Lock(), threading.Lock()
         self._footers = threading.local()
         self._cache = _Cache(cache_bytes)
 
@@ -139,6 +142,10 @@ class Pixels:
     def _read(self, unit: Unit, key: _Column, row: int) -> tuple[str, bytes | None]:
         if unit.bytes > MAX_UNIT_BYTES:
             raise damaged_unit(unit, f"has {unit.bytes} bytes, the limit is {MAX_UNIT_BYTES}")
+        with self._large if unit.bytes > LARGE_UNIT_BYTES else contextlib.nullcontext():
+            return self._taken(unit, key, row)
+
+    def _taken(self, unit: Unit, key: _Column, row: int) -> tuple[str, bytes | None]:
         name = _COLUMNS[key[2]]
         table = read_unit(unit, ["sample_id", f"{name}.bytes"], footers=self._own_footers())
         ids = table.column("sample_id").to_pylist()

@@ -136,6 +136,13 @@ def parse_query(value: object) -> Query:
         QueryError: no object, an unknown key or word (with the nearest that there is), another type, or too many
             values.
     """
+    try:
+        return _parsed(value)
+    except RecursionError as error:
+        raise QueryError("a filter must have no more levels than a text can show; send what the page sends") from error
+
+
+def _parsed(value: object) -> Query:
     if value is None:
         return Query()
     if not isinstance(value, dict):
@@ -178,7 +185,7 @@ def _object(value: object, key: str) -> list[tuple[str, Any]]:
         raise QueryError(f"{key} must be an object, got {type(value).__name__}")
     if len(value) > MAX_VALUES:
         raise QueryError(f"{key} must have at most {MAX_VALUES} names, got {len(value)}; ask for fewer at once")
-    return list(value.items())
+    return [(_text(name, f"name in {key}"), item) for name, item in value.items()]
 
 
 def _text(value: object, key: str) -> str:
@@ -186,6 +193,12 @@ def _text(value: object, key: str) -> str:
         raise QueryError(f"{key} must be a text, got {type(value).__name__}")
     if len(value) > MAX_TEXT:
         raise QueryError(f"{key} must have at most {MAX_TEXT} characters, got {len(value)}")
+    try:
+        value.encode()
+    except UnicodeEncodeError as error:
+        raise QueryError(
+            f"{key} must hold whole characters, got half of one (a lone surrogate): {value!r:.60}"
+        ) from error
     return value
 
 

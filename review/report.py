@@ -18,8 +18,9 @@ from typing import Any
 from evaluation.measures import counted
 from evaluation.page import Html, document, items, tag
 from manifests.diff import compare
+from manifests.paper import PlaceError, file_place, write_paper
 from manifests.release import fingerprint, read_release_bytes
-from manifests.report_index import ReportError, entry_of, put, record, reports_folder
+from manifests.report_index import ReportError, entry_of, record, reports_folder
 from manifests.signoff import render_instant
 from review import report_marks, report_samples
 from review.catalog import Catalog
@@ -96,7 +97,9 @@ def write_report(
         at: an instant with a time zone, against whose day retention and expiry are held; None for the clock.
 
     Raises:
-        ReportError: an argument is out of range, the page would lie in a release, or cannot be written or listed.
+        ReportError: an argument is out of range, or the page cannot be listed.
+        PlaceError: it would lie among the releases, or is a folder.
+        PaperError: it cannot be written.
         ReleaseError: no release, one that breaks a rule, or one that was exchanged meanwhile.
         CatalogError: its tables cannot be read.
         ShardError: its pictures cannot be read; names the shard.
@@ -125,10 +128,7 @@ def write_report(
     if {log.fingerprint, fingerprint(read_release_bytes(home))} != {catalog.fingerprint}:
         raise ReportError(f"{home}: the release was exchanged while it was read; start again")
     record(root, entry_of(root, path, catalog.fingerprint, choice.ids, images=bool(shown)))
-    try:
-        put(path, data)
-    except OSError as error:
-        raise ReportError(f"{path} cannot be written: {error}; name another place") from error
+    write_paper(path, data)
     return Report(
         path=path,
         fingerprint=catalog.fingerprint,
@@ -140,11 +140,9 @@ def write_report(
 
 def _place(output: Path, releases: Path) -> Path:
     """The absolute path of the page, which must not lie among the releases: they are immutable."""
-    path = output.resolve()
+    path = file_place(output)
     if path.is_relative_to(releases):
-        raise ReportError(f"{path} lies among the releases, which nothing may change; name a place outside {releases}")
-    if path.is_dir():
-        raise ReportError(f"{path} is a folder; name a file")
+        raise PlaceError(f"{path} lies among the releases, which nothing may change; name a place outside {releases}")
     return path
 
 

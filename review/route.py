@@ -25,7 +25,7 @@ from review.columns import CatalogError
 from review.event import EventError
 from review.guard import Refusal
 from review.integrity import BusyError
-from review.log import FrozenListError, ReviewLogError, ReviewWriteError
+from review.log import FrozenListError, ReviewLogError, WriteError
 from review.pixels import PixelsError
 from review.query import QueryError
 
@@ -48,7 +48,7 @@ _ERRORS: tuple[tuple[type[Exception], int, str], ...] = (
     (BusyError, 409, "wait for it, or stop it"),
     (ReviewLogError, 409, "`curate review verify` names what is wrong with the log"),
     (FrozenListError, 409, "`curate review verify` names what is wrong with the log"),
-    (ReviewWriteError, 507, "nothing was recorded; make room, then decide again"),
+    (WriteError, 507, "do what the message says"),
     (CatalogError, 409, _VERIFY),
     (ShardError, 409, _VERIFY),
     (ReleaseError, 409, _VERIFY),

@@ -1,9 +1,12 @@
 """The review server: an app that only this machine can reach, for as long as one command runs."""
 
 import contextlib
+import html
 import logging
+import os
 import secrets
 import socket
+import tempfile
 import threading
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -90,7 +93,8 @@ def serve(
         port: 0 for any that is free.
         reviewer: see `build_app`.
         read_only: see `build_app`.
-        open_browser: called with the address, such as `webbrowser.open`; None opens none.
+        open_browser: called with the address of a file that leads to the page, such as `webbrowser.open`; None opens
+            none. The address of the page holds the token, and what a browser is started with every user can read.
         say: called with the address once it answers.
 
     Raises:
@@ -101,9 +105,20 @@ def serve(
     with _listening(port) as listener, contextlib.suppress(KeyboardInterrupt):
         server, url = _server(folder, listener, reviewer=reviewer, read_only=read_only, limits=Limits())
         say(url)
-        if open_browser is not None:
-            open_browser(url)
-        server.run(sockets=[listener])  # raises the KeyboardInterrupt again that it was stopped by
+        with contextlib.ExitStack() as stack:
+            if open_browser is not None:
+                open_browser(stack.enter_context(_leading_to(url)).as_uri())
+            server.run(sockets=[listener])  # raises the KeyboardInterrupt again that it was stopped by
+
+
+@contextmanager
+def _leading_to(url: str) -> Iterator[Path]:
+    """A page on disk, for this user alone, that opens another."""
+    with tempfile.TemporaryDirectory(prefix="curate-review-") as folder:
+        path = Path(folder) / "open.html"
+        with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as file:
+            file.write(f'<!doctype html><meta http-equiv="refresh" content="0; url={html.escape(url)}">\n')
+        yield path
 
 
 @contextmanager
@@ -170,7 +185,7 @@ def _listening(port: int) -> Iterator[socket.socket]:
 def _warm(desk: Desk) -> None:
     """Read the columns before they are asked for."""
     try:
-        desk.catalog.warm()
+        desk.warm()
     except (ValueError, OSError) as error:  # whoever asks for them is told what is wrong
         logging.getLogger("curate.review").warning("columns cannot be read: %s", type(error).__name__)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from evaluation.classical import wilson_interval
 from review.decisions import Decisions, Result, TaskState
-from review.ids import ID_BYTES, AnyIds, Ids, hex_ids, id_array
+from review.ids import ID_BYTES, AnyIds, Ids, hex_ids, holds, id_array
 
 LEVEL = 0.95
 """Confidence of all intervals."""
@@ -172,19 +172,23 @@ def cohen_kappa(pairs: Sequence[tuple[str, str]]) -> float | None:
     return None if len(values) == 1 else (observed - chance) / (1 - chance)
 
 
-def task_json(decisions: Decisions, seq: int, reviewer: str | None = None, *, limit: int = 60) -> dict[str, Any]:
+def task_json(decisions: Decisions, seq: int, reviewer: str | None = None, *, limit: int | None = 60) -> dict[str, Any]:
     """A task for a page.
+
+    Who is still to judge samples of a task, or of an overlap of it, must not be told what others found: then `hidden`
+    is true, and what would tell it is null.
 
     Args:
         decisions: of the log.
         seq: of the task.
-        reviewer: whose samples come next; None for nobody's.
-        limit: how many of them to name.
+        reviewer: whose samples come next; None for who judges none, from whom nothing is hidden.
+        limit: how many of them to name; None leaves `next` out.
 
     Returns:
         seq, title, kind, size; done: samples with a result; defects, rate, interval, told; mine: samples that this
-        reviewer has judged; next: ids that they have not, in the task's random order; of an overlap agreement, of_task
-        and differ. A sample is defective if the latest result of anybody says so.
+        reviewer has judged; next: ids that they have not, in the task's random order, of an overlap without those that
+        they judged in its audit; hidden; of an overlap agreement, of_task and differ. A sample is defective if the
+        latest result of anybody says so.
 
     Raises:
         KeyError: there is no such task.
@@ -192,9 +196,9 @@ def task_json(decisions: Decisions, seq: int, reviewer: str | None = None, *, li
     task = decisions.task(seq)
     verdicts = latest(task.results)
     said = {one for one, who in verdicts if who == reviewer}
+    waits = reviewer is not None and _waits(decisions, task, reviewer)
     done = {one for one, _ in verdicts}
     rate = defect_rate(len({one for (one, _), verdict in verdicts.items() if verdict == "defect"}), len(done))
-    waiting = [one for one in in_order(task.ids, task.seed) if one not in said] if reviewer else []
     body: dict[str, Any] = {
         "seq": seq,
         "title": task.title,
@@ -203,18 +207,22 @@ def task_json(decisions: Decisions, seq: int, reviewer: str | None = None, *, li
         "population": task.population,
         "by": task.reviewer.name,
         "done": len(done),
-        "defects": rate.defects,
-        "rate": rate.rate,
-        "interval": list(rate.interval),
-        "told": rate.told,
+        "defects": None if waits else rate.defects,
+        "rate": None if waits else rate.rate,
+        "interval": None if waits else list(rate.interval),
+        "told": "told when you have judged your samples" if waits else rate.told,
         "mine": len(said),
-        "next": waiting[:limit],
+        "hidden": waits,
     }
+    if limit is not None:
+        body["next"] = [] if reviewer is None else waiting(decisions, task, reviewer)[:limit]
     if task.of_task is not None:
         found = overlap(decisions.task(task.of_task), task)
         body |= {
             "of_task": task.of_task,
-            "agreement": {
+            "agreement": None
+            if waits
+            else {
                 "both": found.both,
                 "equal": found.equal,
                 "share": found.share,
@@ -222,9 +230,39 @@ def task_json(decisions: Decisions, seq: int, reviewer: str | None = None, *, li
                 "kappa": found.kappa,
                 "told": found.told,
             },
-            "differ": list(found.differ),
+            "differ": None if waits else list(found.differ),
         }
     return body
+
+
+def waiting(decisions: Decisions, task: TaskState, reviewer: str) -> list[str]:
+    """The samples of a task that a reviewer is still to judge, in its random order."""
+    done = judged(task, reviewer) | barred(decisions, task, reviewer)
+    return [one for one in in_order(task.ids, task.seed) if one not in done]
+
+
+def barred(decisions: Decisions, task: TaskState, reviewer: str) -> set[str]:
+    """The samples of an overlap that this reviewer must not judge: they did so in its audit."""
+    return set() if task.of_task is None else judged(decisions.task(task.of_task), reviewer)
+
+
+def judged(task: TaskState, reviewer: str) -> set[str]:
+    """The samples of a task that a reviewer has judged."""
+    return {one.id for one in task.results if one.reviewer == reviewer}
+
+
+def _waits(decisions: Decisions, task: TaskState, reviewer: str) -> bool:
+    """Whether a reviewer is still to judge samples of a task, or of an overlap of it."""
+    return any(
+        _left(decisions, one, reviewer) for one in decisions.tasks if one.seq == task.seq or one.of_task == task.seq
+    )
+
+
+def _left(decisions: Decisions, task: TaskState, reviewer: str) -> int:
+    """How many samples of a task a reviewer is still to judge."""
+    done = judged(task, reviewer)
+    done |= {one for one in barred(decisions, task, reviewer) - done if holds(task.ids, one)}
+    return task.size - len(done)
 
 
 def latest(results: Sequence[Result]) -> dict[tuple[str, str], str]:

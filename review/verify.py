@@ -1,14 +1,14 @@
 """Whether a review log can be believed, and whether it signs its release off: `curate review verify`."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from manifests.signoff import ReviewLogError, Signoff, SignoffState, UnsignedError, check_signed, event_name
+from manifests.signature import SignatureError, check, sign, signature_path
+from manifests.signoff import ReviewLogError, SignoffState, event_name, next_signoff, unsigned
 from review.log import Event, EventError, Head, ReviewLog
-from review.signature import SignatureError, check, sign, signature_path
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -21,7 +21,8 @@ class Signature:
         seq: of the event.
         kind: its type.
         reviewer: the name in it.
-        state: "good"; "bad"; "unchecked" where no allowed signers were given; "missing", told of sign-offs alone.
+        state: "good"; "bad": the event counts as if it bore none; "unchecked" where no allowed signers were given;
+            "missing", told of sign-offs alone.
         told: in words.
     """
 
@@ -43,6 +44,7 @@ class Verification:
         head: the last one; keep its sha256 elsewhere.
         since: how many events follow the one whose sha256 was kept elsewhere; None where none was given, or found.
         problems: in words; empty where the log is sound.
+        warnings: what a person should look at, though the log is sound.
         signatures: of all signed events, and of all sign-offs.
         signoff: the sign-off; its state is "broken" where there are problems.
     """
@@ -53,6 +55,7 @@ class Verification:
     head: Head
     since: int | None
     problems: tuple[str, ...]
+    warnings: tuple[str, ...]
     signatures: tuple[Signature, ...]
     signoff: SignoffState
 
@@ -69,8 +72,8 @@ def verify_review(
 
     Args:
         release_folder: holds `release.json`.
-        allowed_signers: who may sign as whom. Where it is given, every signature must be good, and the sign-off that
-            holds must bear one.
+        allowed_signers: who may sign as whom. Where it is given, the sign-off that holds must bear a good signature;
+            a bad one elsewhere counts for nothing, and is told.
         head: sha256 of an event, kept elsewhere since it was the last: the log must contain it.
         now: an instant with a time zone, against which expiry is held; None for the clock.
 
@@ -84,15 +87,15 @@ def verify_review(
     log = ReviewLog.open(release_folder)
     events: Sequence[Event] = ()
     try:
-        events = log.events()
-        problems, last, signoff = log.loose_ends(), log.head(), log.signoff(now)
+        events, problems = log.looked_through()
+        signoff = _signoff(log.folder, events).at(now)  # of these events: others may append meanwhile
     except ReviewLogError as error:
-        problems, last = [str(error)], Head(seq=-1, sha256=None)
-        signoff = SignoffState(state="broken", signoff=None, why=str(error))
+        problems, signoff = [str(error)], SignoffState(state="broken", signoff=None, why=str(error))
+    last = Head(seq=len(events) - 1, sha256=events[-1].sha256 if events else None)
     signatures = _signatures(log.folder, events, allowed_signers)
-    problems += [one.told for one in signatures if one.state == "bad"]
     if allowed_signers is not None and signoff.signoff is not None:
-        problems += [one.told for one in signatures if one.seq == signoff.signoff.seq and one.state == "missing"]
+        holds = signoff.signoff.seq
+        problems += [one.told for one in signatures if one.seq == holds and one.state in ("bad", "missing")]
     since = next((last.seq - event.seq for event in events if event.sha256 == head), None)
     if head is not None and since is None:
         problems.append(
@@ -108,48 +111,36 @@ def verify_review(
         head=last,
         since=since,
         problems=tuple(problems),
+        warnings=(*_back_dated(log.folder, events, signatures),),
         signatures=tuple(signatures),
         signoff=signoff,
     )
 
 
-def check_signed_by(release_folder: Path, allowed_signers: Path, *, now: datetime | None = None) -> Signoff:
-    """The sign-off of a release, whose signature is good.
+def sign_signoff(release_folder: Path, key: Path, *, reviewer: str | None = None) -> Event:
+    """Sign the sign-off that holds, with an SSH key; see `manifests.signature.sign`.
 
     Args:
         release_folder: holds `release.json`.
-        allowed_signers: who may sign as whom.
-        now: as of `verify_review`.
-
-    Raises:
-        ReleaseError: no release, or one that breaks a rule.
-        UnsignedError: there is no sign-off that holds, it is not signed by its reviewer, or the log is not sound.
-        SignatureError: there is no file of allowed signers, or no `ssh-keygen`.
-    """
-    signoff = check_signed(release_folder, now=now)
-    found = verify_review(release_folder, allowed_signers=allowed_signers, now=now)
-    if found.signoff.signoff != signoff:
-        raise UnsignedError(
-            f"{release_folder}: the release with fingerprint {found.fingerprint} has no sign-off that counts: "
-            f"{found.signoff.why}; let a person on the list of allowed signers review it and sign it off"
-        )
-    return signoff
-
-
-def sign_signoff(release_folder: Path, key: Path) -> Event:
-    """Sign the sign-off that holds, with an SSH key; see `review.signature.sign`.
+        key: as of `manifests.signature.sign`.
+        reviewer: whose sign-off it must be; None for anybody's.
 
     Raises:
         ReleaseError: no release, or one that breaks a rule.
         ReviewLogError: the log is broken.
-        SignatureError: there is no sign-off, or it cannot be signed.
-        ReviewWriteError: the signature cannot be written.
+        SignatureError: there is no sign-off, it is another reviewer's, or it cannot be signed.
+        WriteError: the signature cannot be written.
     """
     log = ReviewLog.open(release_folder)
     state = log.signoff()
     if state.signoff is None:
         raise SignatureError(f"{release_folder}: there is no sign-off to be signed: {state.why}; sign off first")
     event = log.events()[state.signoff.seq]
+    if reviewer is not None and event.reviewer.name != reviewer:
+        raise SignatureError(
+            f"{release_folder}: event {event.seq} is a sign-off by {event.reviewer.name!r}, not by {reviewer!r}: "
+            f"sign only your own"
+        )
     sign(log.folder / event_name(event.seq), key)
     return event
 
@@ -162,13 +153,41 @@ def told(found: Verification) -> list[str]:
     )
     who = found.signoff.signoff
     signed = f"signed off by {who.reviewer} in event {who.seq} at {who.at.isoformat()}" if who else found.signoff.why
-    return [
+    lines = [
         f"release {found.fingerprint}: {found.events} events in {found.folder}",
         f"{head} (keep it elsewhere: without it nobody sees that the last events were removed){since}",
         f"sign-off: {found.signoff.state}: {signed}",
         *(f"signature of event {one.seq} ({one.kind} by {one.reviewer}): {one.state}" for one in found.signatures),
+        *(f"WARNING {warning}" for warning in found.warnings),
         *(f"PROBLEM {problem}" for problem in found.problems),
     ]
+    return [_printable(line) for line in lines]
+
+
+def _printable(text: str) -> str:
+    """A text for a terminal: what others wrote must not move its cursor or begin a line."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
+def _signoff(folder: Path, events: Sequence[Event]) -> SignoffState:
+    state = unsigned(folder)
+    for event in events:
+        if event.kind in ("signoff", "withdraw_signoff"):
+            state = next_signoff(folder, state, event.to_log())
+    return state
+
+
+def _back_dated(folder: Path, events: Sequence[Event], signatures: Sequence[Signature]) -> Iterator[str]:
+    """Signed events that are dated before one they follow: the validity of a key is held against their date."""
+    signed = {one.seq for one in signatures if one.state in ("good", "unchecked")}
+    latest = events[0].at if events else None
+    for event in events:
+        if latest and event.at < latest and event.seq in signed:
+            yield (
+                f"{folder}: event {event.seq}, which is signed, says {event.at.isoformat()}, and follows one of "
+                f"{latest.isoformat()}: was it dated back to when its key was valid, or is a clock wrong?"
+            )
+        latest = max(latest or event.at, event.at)
 
 
 def _signatures(folder: Path, events: Sequence[Event], allowed_signers: Path | None) -> list[Signature]:

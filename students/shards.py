@@ -232,23 +232,33 @@ def _size(sample: Encoded) -> int:
     return len(sample.image) + len(sample.mask) + len(sample.ignore or b"")
 
 
-def open_shards(folder: Path, split: str = "train", *, require_signoff: bool = False, verify: bool = True) -> Shards:
+def open_shards(
+    folder: Path,
+    split: str = "train",
+    *,
+    require_signoff: bool = False,
+    allowed_signers: Path | None = None,
+    verify: bool = True,
+) -> Shards:
     """Open one split of the release in `folder`: all its files are checked, and their columns without pixels read.
 
     Args:
         folder: holds `release.json`.
         split: one of `manifests.schema.MASK_SPLITS`; a split without samples gives `Shards` of length 0.
         require_signoff: whether to refuse a release that no person has signed off.
+        allowed_signers: who may sign as whom, see `manifests.signoff.check_signed`; where it is given, a release is
+            refused that none of them has signed off with their key, whatever `require_signoff` says.
         verify: whether to compare the sha256 of every file, about a second per gigabyte.
 
     Raises:
         ReleaseError: no release, or `release.json` breaks a rule.
         UnsignedError: see `manifests.signoff.check_signed`.
+        SignatureError: see `manifests.signoff.check_signed`.
         ShardError: a file is missing, truncated, exchanged, changed or of another schema; a value is out of range.
     """
     release, fingerprint = read_listing(folder)
-    if require_signoff:
-        check_signed(folder, fingerprint=fingerprint)
+    if require_signoff or allowed_signers is not None:
+        check_signed(folder, fingerprint=fingerprint, allowed_signers=allowed_signers)
     found: list[Unit] = []
     tables: list[pa.Table] = []
     for entry in shard_entries(release, split):

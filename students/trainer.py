@@ -98,6 +98,7 @@ def train(
     *,
     seed: int,
     require_signoff: bool = False,
+    allowed_signers: Path | None = None,
     report: Callable[[str], None],
 ) -> TrainResult:
     """Train a student, or go on with one that was interrupted, or return the one that is finished.
@@ -114,12 +115,14 @@ def train(
         config: How.
         seed: Of the first weights, the order, the views and the priors; at least 0.
         require_signoff: Whether to refuse a release that no person has signed off.
+        allowed_signers: Who may sign as whom; where it is given, one of them must have signed it off with their key.
         report: Called with a line of text at every report and validation.
 
     Raises:
         LabelledError: The labelled set is unusable.
         ReleaseError: There is no release, or `release.json` breaks a rule.
         UnsignedError: No person has signed the release off, where that is asked for.
+        SignatureError: There is no file of allowed signers, or no `ssh-keygen`.
         SampleError: An image or mask cannot be decoded; names the sample.
         ShardError: A shard is missing, truncated, exchanged or damaged; names the file, and the row group if known.
         TrainError: There is nothing to train on; `output` holds another run (the difference is named) or a broken
@@ -132,7 +135,11 @@ def train(
     samples = () if labelled is None else read_labelled(labelled)
     names = [sample.name for sample in samples]
     held = held_out(names, config.held_out_one_in) if len(names) > 1 else frozenset[str]()
-    shards = None if release is None else open_shards(release, require_signoff=require_signoff)
+    shards = (
+        None
+        if release is None
+        else open_shards(release, require_signoff=require_signoff, allowed_signers=allowed_signers)
+    )
     mixture(config, labelled=len(samples), release=len(shards or ()))
     digests = {
         "release": "" if shards is None else shards.fingerprint,

@@ -2,6 +2,7 @@
 
 const TOKEN = "curate.token";
 const NAME = "curate.reviewer";
+const POLL = 30_000;
 const state = { session: null, stale: "" };
 const watchers = new Set();
 
@@ -24,12 +25,15 @@ export function takeToken() {
   return sessionStorage.getItem(TOKEN) !== null;
 }
 
-/** Call when the session changes (name, newer releases, changed bytes). */
+/** Call when the session changes (name, newer releases, changed bytes), and not when it was read again as it was. */
 export function watch(change) {
   watchers.add(change);
 }
 
 function changed() {
+  const now = JSON.stringify([state.session, state.stale, reviewer()]);
+  if (now === changed.told) return;
+  changed.told = now;
   for (const change of watchers) change(state.session, state.stale);
 }
 
@@ -38,24 +42,23 @@ export function session() {
   return state.session;
 }
 
-/** The name that decisions of this browser carry, or "". */
+/** The name that decisions of this browser carry, in all its tabs, or "". */
 export function reviewer() {
   return localStorage.getItem(NAME) ?? state.session?.reviewer ?? "";
 }
 
-function headers() {
-  const name = reviewer();
+function headers(name) {
   const sent = { "X-Curate-Token": sessionStorage.getItem(TOKEN) ?? "" };
   if (name) sent["X-Reviewer"] = encodeURIComponent(name);
   return sent;
 }
 
-async function request(path, options) {
+async function request(path, { who = reviewer(), ...options }) {
   let answer;
   try {
     answer = await fetch(path, {
       ...options,
-      headers: { ...headers(), ...options.headers },
+      headers: { ...headers(who), ...options.headers },
       cache: options.cache ?? "no-store",
     });
   } catch (error) {
@@ -68,10 +71,7 @@ async function request(path, options) {
   }
   if (answer.ok) return answer;
   const said = await answer.json().catch(() => ({}));
-  if (answer.status === 409 && said.stale) {
-    state.stale = said.error;
-    changed();
-  }
+  if (answer.status === 409 && said.stale) later();
   throw new Refused(answer.status, said.error ?? `The server answered ${answer.status}.`, said.remedy ?? "");
 }
 
@@ -82,10 +82,12 @@ export async function get(path, query = {}, signal = undefined) {
   return (await request(`${path}${text ? `?${text}` : ""}`, { signal })).json();
 }
 
-/** Change something; the answer is a JSON document. */
-export async function post(path, body = {}) {
-  const options = { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };
-  return (await request(path, options)).json();
+/** Change something, by the reviewer `who`; the answer is a JSON document. */
+export async function post(path, body = {}, who = reviewer()) {
+  const options = { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" }, who };
+  const said = await (await request(path, options)).json();
+  later();
+  return said;
 }
 
 /** Read the session again. */
@@ -94,6 +96,28 @@ export async function refresh() {
   state.stale = state.session.stale ?? "";
   changed();
   return state.session;
+}
+
+/** Read the session soon: one reading at a time, and one more where it was asked for meanwhile. */
+export function later() {
+  later.again = true;
+  if (later.reading) return;
+  later.again = false;
+  later.reading = true;
+  refresh()
+    .catch(() => undefined)
+    .finally(() => {
+      later.reading = false;
+      if (later.again) later();
+    });
+}
+
+/** Keep up with other tabs, with other reviewers and with the disk for as long as somebody can see the page. */
+export function follow() {
+  const seen = () => document.visibilityState === "visible" && later();
+  setInterval(seen, POLL);
+  document.addEventListener("visibilitychange", seen);
+  addEventListener("storage", (event) => event.key === NAME && changed());
 }
 
 /** Give this browser a name; decisions made before keep theirs. */

@@ -1,6 +1,6 @@
 // The frame of the page: which screen, its loading, failed and stale states, who reviews, and the navigation.
 
-import { refresh, reviewer, session, takeToken, watch } from "./api.js";
+import { follow, later, refresh, reviewer, session, takeToken, watch } from "./api.js";
 import { askName } from "./decide.js";
 import { button, chip, el, replace, tell } from "./dom.js";
 import { here, to } from "./route.js";
@@ -52,7 +52,9 @@ function drawTop(said, stale) {
       el(
         "span",
         { class: "who" },
-        name && said && !said.read_only ? el("span", { class: "meta" }, said.how_known ?? "") : null,
+        name && said && !said.read_only
+          ? el("span", { class: "meta", id: "who" }, `decides in every tab of this browser; ${said.how_known}`)
+          : null,
         said ? who : null,
       ),
     ),
@@ -80,7 +82,7 @@ function drawBanners(said, stale) {
         el("strong", {}, "Files were written to since the release was opened: "),
         said.changed.slice(0, 3).join(", "),
         said.changed.length > 3 ? ` and ${said.changed.length - 3} more` : "",
-        ". No sign-off holds until ",
+        ". Nothing can be decided and no sign-off holds until ",
         el("a", { href: to("integrity") }, "the integrity check"),
         " shows that the bytes are the same.",
       ),
@@ -166,7 +168,7 @@ async function show() {
     scrollTo(0, 0);
   }
   show.before = screen;
-  refresh().catch(() => undefined);
+  later();
 }
 
 async function start() {
@@ -205,6 +207,7 @@ async function start() {
     if (event.reason?.name === "AbortError") event.preventDefault();
     else tell(String(event.reason?.message ?? event.reason), "bad");
   });
+  follow();
   await show();
 }
 

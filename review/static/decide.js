@@ -23,9 +23,9 @@ export const REASONS = [
 ];
 const LONGEST_NAME = 80;
 
-/** The verdict that a key stands for, or undefined. */
-export function verdictOf(key) {
-  return VERDICTS.find((entry) => entry.key === key)?.verdict;
+/** The verdict that a key stands for, or undefined; a key that is held down decides once. */
+export function verdictOf({ key, repeat }) {
+  return repeat ? undefined : VERDICTS.find((entry) => entry.key === key)?.verdict;
 }
 
 /** Ask for the reviewer's name; null where the person leaves. */
@@ -53,7 +53,8 @@ export function askName() {
       "form",
       { class: "form", onsubmit: save },
       note(
-        "The name stands in every decision that you make from now on. It is not verified unless the events are signed.",
+        "The name stands in every decision that you make from now on, in every tab and window of this browser: one browser is one reviewer. ",
+        "Two people need two browsers, or two profiles. The name is not verified unless the events are signed.",
       ),
       labelled("Name", input),
       el(
@@ -75,21 +76,79 @@ export async function named() {
   return Boolean(reviewer() || (await askName()));
 }
 
-/** Send a change; says what went wrong and returns null then. */
-export async function change(path, body) {
+/** Send a change; says what went wrong and returns null then, after `overtaken` where others were quicker. */
+export async function change(path, body, overtaken = () => undefined) {
   if (!(await named())) return null;
   try {
     return await post(path, body);
   } catch (error) {
-    tell(`${error.message} ${error.remedy ?? ""}`.trim(), "bad");
+    tell(why(error), "bad");
+    if (error.status === 409) overtaken();
     return null;
   }
 }
 
-/** Record a verdict on samples; the answer holds their states, or is null. */
-export async function decide(ids, verdict, reasons = [], adjudicates = false) {
-  const said = await change("/api/decide", { ids, verdict, reasons, ...(adjudicates ? { adjudicates } : {}) });
-  if (said) tell(`${plural(ids.length, "sample")}: ${verdict} (event ${count(said.seq)})`);
+function why(error) {
+  return `${error.message} ${error.remedy ?? ""}`.trim();
+}
+
+const line = { sent: Promise.resolve(), waiting: 0, broken: 0 };
+
+/**
+ * Record a verdict on samples. Decisions leave one after the other, in the order in which they were made, and keys need
+ * not wait for them. Where one is refused, those made after it are not sent either: a dialog says so and takes the keys,
+ * so that none meets a sample that the page has gone back to.
+ *
+ * The answer holds the states of the samples, or is null; `back` is called for the first that is refused.
+ */
+export function decide(ids, verdict, reasons, back) {
+  const asked = named().then((may) => may && reviewer()); // now: the question for the name takes the keys
+  const { broken } = line;
+  line.waiting += 1;
+  const mine = line.sent.then(async () => {
+    const who = await asked;
+    line.waiting -= 1;
+    if (!who) return (back(), null);
+    return broken === line.broken ? sentNow({ ids, verdict, reasons }, who, back) : null;
+  });
+  line.sent = mine;
+  return mine;
+}
+
+async function sentNow(body, who, back) {
+  const { ids, verdict } = body;
+  try {
+    const said = await post("/api/decide", body, who);
+    tell(`${plural(ids.length, "sample")}: ${verdict} (event ${count(said.seq)}), by ${who}`);
+    return said;
+  } catch (error) {
+    line.broken += 1;
+    await refused(ids, verdict, error);
+    back();
+    return null;
+  }
+}
+
+function refused(ids, verdict, error) {
+  const which = ids.length === 1 ? `sample ${ids[0].slice(0, 8)}` : plural(ids.length, "sample");
+  return ask("Not recorded", (close) => [
+    el("p", { id: "refused" }, el("strong", {}, `${verdict} of ${which} was not recorded.`), ` ${why(error)}`),
+    line.waiting ? el("p", {}, `${plural(line.waiting, "decision")} made after it: not sent either.`) : null,
+    button("Go back to it", () => close(null), { class: "main" }),
+  ]);
+}
+
+/** Wait until every decision that was made has its answer; false where one was refused meanwhile. */
+export async function settled() {
+  const { broken } = line;
+  for (let last = null; last !== line.sent;) await (last = line.sent);
+  return broken === line.broken;
+}
+
+/** Settle a dispute, unless somebody decided after the event `head` that the person has seen. */
+export async function adjudicate(id, verdict, reasons, head, overtaken) {
+  const said = await change("/api/decide", { ids: [id], verdict, reasons, adjudicates: true, head }, overtaken);
+  if (said) tell(`Settled: ${verdict} (event ${count(said.seq)}), by ${reviewer()}`);
   return said;
 }
 
@@ -133,8 +192,8 @@ export function verdictButtons(onpick, pressed = "") {
   );
 }
 
-/** Decide all samples of a filter at once, after the person has seen how many they are. Resolves when it is done. */
-export function bulk(filter, total, shown) {
+/** Decide all samples of a filter at once, after the person has seen how many they were at the event `head`. */
+export function bulk(filter, { total, head }, shown) {
   return ask("Decide all of these samples", (close) => {
     const reasons = reasonField();
     let verdict = "";
@@ -147,9 +206,10 @@ export function bulk(filter, total, shown) {
     });
     const record = async () => {
       send.disabled = true;
-      const said = await change("/api/bulk", { filter, verdict, reasons: reasons.value(), expect: total });
+      const body = { filter, verdict, reasons: reasons.value(), expect: total, head };
+      const said = await change("/api/bulk", body, () => close({ overtaken: true }));
       if (said) {
-        tell(`${plural(said.count, "sample")}: ${verdict} (event ${count(said.seq)})`);
+        tell(`${plural(said.count, "sample")}: ${verdict} (event ${count(said.seq)}), by ${reviewer()}`);
         close(said);
       } else send.disabled = false;
     };
@@ -166,7 +226,7 @@ export function bulk(filter, total, shown) {
         ".",
       ),
       note(
-        "One event holds the verdict and the digest of the list. If the filter finds another number by then, nothing is recorded.",
+        "One event holds the verdict and the digest of the list. If the filter finds another number by then, or asks for review states and somebody has decided, nothing is recorded.",
       ),
       choice,
       reasons.node,

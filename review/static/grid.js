@@ -2,10 +2,10 @@
 
 import { get } from "./api.js";
 import { keepLook, MODES, savedLook, Tile } from "./canvas.js";
-import { bulk, decide, onKeys, reasonField, showKeys, verdictButtons, verdictOf } from "./decide.js";
+import { bulk, decide, onKeys, reasonField, settled, showKeys, verdictButtons, verdictOf } from "./decide.js";
 import { button, chip, count, el, empty, labelled, number, plural, stateChip, tell } from "./dom.js";
 import { filterBar, told } from "./filter.js";
-import { filterOf, go, sent, to } from "./route.js";
+import { again, filterOf, go, sent, to } from "./route.js";
 
 export const PER_PAGE = 60;
 const SIDE = 256;
@@ -21,8 +21,27 @@ const KEYS = [
   ["?", "These keys"],
 ];
 
-/** The walk that the sample screen goes on with: what was listed, and where. */
-export const walk = { filter: {}, offset: 0, total: 0, ids: [] };
+/** The walk that the sample screen goes on with: what was listed, where, and what a decision took out of the list. */
+export const walk = { filter: {}, offset: 0, total: 0, ids: [], gone: new Set() };
+
+/** Go on with another page of a list. */
+export function walkOn(filter, offset, page) {
+  Object.assign(walk, { filter, offset, total: page.total, ids: page.samples.map(({ id }) => id), gone: new Set() });
+}
+
+/** Note the states of decided samples: a list by review state may have lost them. */
+export function left(states) {
+  const listed = walk.filter.state;
+  for (const [id, state] of Object.entries(states)) {
+    if (!listed?.length || listed.includes(state)) walk.gone.delete(id);
+    else if (walk.ids.includes(id)) walk.gone.add(id);
+  }
+}
+
+/** How many samples of the page its list still holds: the next page begins after them. */
+export function still() {
+  return walk.ids.length - walk.gone.size;
+}
 
 /** Controls for how masks are seen; `changed` is called with the look. */
 export function lookBar(look, changed) {
@@ -64,7 +83,7 @@ export async function view(params, signal) {
   const filter = filterOf(params);
   const offset = Math.max(0, Math.floor(Number(params.offset) || 0));
   const page = await get("/api/page", { filter: sent(filter), offset, limit: PER_PAGE }, signal);
-  Object.assign(walk, { filter, offset, total: page.total, ids: page.samples.map((sample) => sample.id) });
+  walkOn(filter, offset, page);
   const grid = new Grid(page, filter, signal, params.at);
   return el("div", {}, el("h1", {}, "Samples"), grid.head(), grid.node, grid.pager());
 }
@@ -74,8 +93,10 @@ class Grid {
     Object.assign(this, { page, filter, signal });
     this.samples = page.samples;
     this.look = savedLook();
-    this.at = at === "last" ? this.samples.length - 1 : 0;
-    this.anchor = 0;
+    this.at = at === "last" ? this.samples.length - 1 : Math.max(0, walk.ids.indexOf(at));
+    this.spent = false;
+    this.upto = page.head;
+    this.anchor = this.at;
     this.chosen = new Set();
     this.reasons = reasonField();
     this.tiles = this.samples.map((sample) => new Tile(sample, SIDE));
@@ -92,6 +113,7 @@ class Grid {
     this.tiles.forEach((tile) => tile.load(this.look, signal));
     onKeys(signal, (key, event) => this.key(key, event));
     this.mark();
+    requestAnimationFrame(() => this.cards[this.at]?.scrollIntoView({ block: "nearest" }));
   }
 
   head() {
@@ -188,6 +210,7 @@ class Grid {
   }
 
   mark(k = this.at) {
+    this.spent = false;
     this.cards[this.at]?.classList.remove("at");
     this.at = Math.min(Math.max(0, k), Math.max(0, this.cards.length - 1));
     this.cards[this.at]?.classList.add("at");
@@ -195,9 +218,10 @@ class Grid {
 
   /** Go to a sample and let a screen reader hear it. */
   move(k) {
-    if (k < 0) return void (this.page.offset > 0 && this.turn(-1, "last"));
-    if (k >= this.cards.length) return void (this.page.offset + this.samples.length < this.page.total && this.turn(1));
+    const { offset, total } = this.page;
     this.mark(k);
+    if (k < 0) return void (offset > 0 && this.turn(-1, "last"));
+    if (k >= this.cards.length) return void (offset + this.samples.length < total && this.turn(1));
     this.cards[k].querySelector("a").focus({ preventScroll: true });
     this.cards[k].scrollIntoView({ block: "nearest" });
     return undefined;
@@ -223,34 +247,62 @@ class Grid {
     for (const k of [...this.chosen]) this.choose(k, false);
   }
 
-  async decide(verdict) {
-    const many = [...this.chosen].sort((a, b) => a - b);
-    const which = many.length ? many : [this.at];
-    if (!this.cards.length) return;
-    const said = await decide(
-      which.map((k) => this.samples[k].id),
-      verdict,
-      this.reasons.value(),
-    );
+  /** Decide what is chosen now, or the sample at the cursor, and go on at once: the answer finds its own samples. */
+  decide(verdict) {
+    if (!this.cards.length || this.turning) return;
+    if (this.spent && !this.chosen.size)
+      return void tell("The sample at the cursor has just been decided. Move to one first (n, p, arrows).", "bad");
+    const [at, many] = [this.at, [...this.chosen].sort((a, b) => a - b)];
+    const which = many.length ? many : [at];
+    for (const k of which) this.cards[k].classList.add("sending");
+    const ids = which.map((k) => this.samples[k].id);
+    decide(ids, verdict, this.reasons.value(), () => this.back(at, many)).then((said) => this.answered(said, which));
+    if (many.length) this.none();
+    else if (at + 1 < this.cards.length) return void this.move(at + 1);
+    this.spent = true;
+    return undefined;
+  }
+
+  answered(said, which) {
+    for (const k of which) this.cards[k].classList.remove("sending");
     if (!said) return;
+    if (said.seq === this.upto + 1) this.upto = said.seq; // else somebody decided in between
     for (const k of which) {
-      this.samples[k].state = said.states[this.samples[k].id] ?? verdict;
+      this.samples[k].state = said.states[this.samples[k].id];
       this.cards[k].redraw();
     }
-    if (many.length) this.none();
-    else if (!this.signal.aborted && this.at + 1 < this.cards.length) this.move(this.at + 1);
+    left(said.states);
+  }
+
+  /** Back to where the first of the decisions was made that did not come about. */
+  back(at, many) {
+    if (this.signal.aborted)
+      return void go("grid", { filter: this.filter, offset: this.page.offset, at: this.samples[at].id });
+    this.none();
+    for (const k of many) this.choose(k, false);
+    this.move(at);
+    return undefined;
   }
 
   async bulk() {
-    if (await bulk(unsorted(this.filter), this.page.total, told(this.filter))) dispatchEvent(new Event("hashchange"));
+    if (!(await settled())) return;
+    const filter = unsorted(this.filter);
+    const now = await get("/api/page", { filter: sent(filter), limit: 1 }, this.signal);
+    if (filter.state?.length && now.head !== this.upto) {
+      tell("Others decided meanwhile; this is the list as it is now.", "bad");
+      again(this.signal);
+    } else if (await bulk(filter, now, told(filter))) again(this.signal);
   }
 
   /** The next page begins after what still matches: samples decided here may have left a filter by state. */
-  turn(direction, at = "") {
-    const states = this.filter.state;
-    const still = this.samples.filter((sample) => !states?.length || states.includes(sample.state)).length;
-    const offset = direction > 0 ? this.page.offset + still : Math.max(0, this.page.offset - PER_PAGE);
-    if (direction > 0 && still === 0) dispatchEvent(new Event("hashchange"));
+  async turn(direction, at = "") {
+    if (this.turning) return;
+    this.turning = true;
+    const whole = await settled();
+    this.turning = false;
+    if (!whole || this.signal.aborted) return;
+    const offset = direction > 0 ? this.page.offset + still() : Math.max(0, this.page.offset - PER_PAGE);
+    if (direction > 0 && still() === 0) again(this.signal);
     else go("grid", { filter: this.filter, offset, at });
   }
 
@@ -258,7 +310,7 @@ class Grid {
     const columns = Math.max(1, this.node.children ? columnsOf(this.node) : 1);
     const steps = { n: 1, p: -1, ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns };
     if (key in steps && !(event.target.type === "range")) return (this.move(this.at + steps[key]), true);
-    if (verdictOf(key)) return (this.decide(verdictOf(key)), true);
+    if (verdictOf(event)) return (this.decide(verdictOf(event)), true);
     if (this.looks.key(key)) return true;
     return this.other(key, event);
   }

@@ -1,6 +1,6 @@
 // Run and integrity: whether every byte is what it was, and how the release was made.
 
-import { get, post, session } from "./api.js";
+import { get, later, post, session } from "./api.js";
 import {
   button,
   bytes,
@@ -19,56 +19,58 @@ import {
 } from "./dom.js";
 
 const PAUSE = 700;
+const ENDS = {
+  good: "Every byte is what it was.",
+  "not run": "The check was stopped: nothing is known of the bytes.",
+};
 
 /** The screen. */
 export async function view(_params, signal) {
   const said = await get("/api/integrity", {}, signal);
   const place = el("div", { id: "integrity" });
-  const draw = (now) =>
-    place.replaceChildren(
-      ...state(now, () => {
-        draw({ ...now, state: "running", problems: [], log: {} });
-        check(draw, signal);
-      }),
-    );
+  const draw = (now) => {
+    const start = () => {
+      draw({ ...now, state: "starting", problems: [], log: {} });
+      change({}, draw, signal).then((begun) => begun && follow(draw, signal));
+    };
+    place.replaceChildren(...state(now, start, () => change({ cancel: true }, draw, signal)));
+  };
   draw(said);
   if (said.state === "running") follow(draw, signal);
   return el("div", {}, el("h1", {}, "Run and integrity"), part("Integrity", place), run(said.run ?? {}));
 }
 
-async function check(draw, signal) {
+/** Begin a check or stop it; false where that was refused. */
+async function change(body, draw, signal) {
   try {
-    const said = await post("/api/integrity");
-    draw(said);
-    await follow(draw, signal);
+    const said = await post("/api/integrity", body);
+    if (!signal.aborted) draw(said);
+    return true;
   } catch (error) {
-    if (error.name === "AbortError") return;
     tell(`${error.message} ${error.remedy ?? ""}`, "bad");
     get("/api/integrity", {}, signal).then(draw, () => undefined);
+    return false;
   }
 }
 
 async function follow(draw, signal) {
-  for (;;) {
+  let said;
+  do {
     await new Promise((resolve) => {
       setTimeout(resolve, PAUSE);
     });
     if (signal.aborted) return;
-    const said = await get("/api/integrity", {}, signal);
+    said = await get("/api/integrity", {}, signal);
     draw(said);
-    if (said.state !== "running") {
-      tell(
-        said.state === "good" ? "Every byte is what it was." : `The check ended: ${said.state}.`,
-        said.state === "good" ? "" : "bad",
-      );
-      return;
-    }
-  }
+  } while (said.state === "running");
+  later();
+  tell(ENDS[said.state] ?? `The check ended: ${said.state}.`, said.state === "good" ? "" : "bad");
 }
 
-function state(said, start) {
+function state(said, start, stop) {
   const kinds = { good: "good", problems: "bad", failed: "bad" };
-  const going = said.state === "running";
+  const running = said.state === "running";
+  const going = running || said.state === "starting";
   const found = said.problems.map(({ path, message }) => [el("code", {}, path), message]);
   const log = said.log ?? {};
   return [
@@ -85,6 +87,7 @@ function state(said, start) {
       "div",
       { class: "bar mid" },
       button(going ? "Checking…" : "Check every byte", start, { class: "main", disabled: going, id: "check" }),
+      running ? button("Stop the check", stop, { id: "stop" }) : null,
       note("Reads and decodes every file, and follows the chain of the review log. Large releases take minutes."),
     ),
     said.why ? el("p", { class: "bad" }, said.why) : null,
@@ -133,7 +136,6 @@ function run(said) {
         : empty("No package is named."),
       details("Config", el("pre", { tabindex: "0" }, JSON.stringify(said.config ?? {}, null, 2))),
       details("Lineage", el("pre", { tabindex: "0" }, JSON.stringify(said.lineage ?? {}, null, 2))),
-      said.inputs ? details("Inputs", el("pre", { tabindex: "0" }, JSON.stringify(said.inputs, null, 2))) : null,
     ),
   );
 }

@@ -3,7 +3,7 @@
 import { get } from "./api.js";
 import { stack } from "./charts.js";
 import { chip, count, el, empty, facts, instant, note, part, percent, plural, table, tiles, words } from "./dom.js";
-import { to } from "./route.js";
+import { again, to } from "./route.js";
 
 const AGAIN = 1500;
 const FUNNEL = [
@@ -20,7 +20,7 @@ const OPENS = { dropped: { decision: ["drop"] }, held: { decision: ["hold"] }, k
 /** The screen. */
 export async function view(_params, signal) {
   const said = await get("/api/overview", {}, signal);
-  if (said.loading) setTimeout(() => signal.aborted || dispatchEvent(new Event("hashchange")), AGAIN);
+  if (said.loading) setTimeout(() => again(signal), AGAIN);
   return el("div", {}, el("h1", {}, said.name), gate(said), funnel(said), review(said), made(said));
 }
 
@@ -47,6 +47,7 @@ function gate(said) {
       ["Undecided", count(states.undecided ?? 0), `of ${count(said.rows)}`],
       ["Disputed", count(states.disputed ?? 0), states.disputed ? "needs an adjudication" : ""],
     ]),
+    signoff.state === "broken" ? el("p", { class: "bad", id: "void" }, signoff.why) : null,
     el(
       "p",
       {},
@@ -60,7 +61,7 @@ function gate(said) {
   );
 }
 
-const SIGNED = { none: "None", signed: "Signed off", expired: "Expired", withdrawn: "Withdrawn", broken: "Log broken" };
+const SIGNED = { none: "None", signed: "Signed off", expired: "Expired", withdrawn: "Withdrawn", broken: "Void" };
 
 function funnel({ counts, adds_up: addsUp }) {
   const parts = FUNNEL.slice(1);
@@ -141,8 +142,7 @@ function made(said) {
     model.licence ?? "",
   ]);
   const parents = (said.parents ?? []).map((parent) => {
-    const digest = typeof parent === "string" ? parent : parent.fingerprint;
-    return el("a", { href: to("compare", { with: digest }) }, el("code", {}, digest.slice(0, 12)));
+    return el("a", { href: to("compare", { with: parent }) }, el("code", {}, parent.slice(0, 12)));
   });
   return part(
     "Where it comes from",

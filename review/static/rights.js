@@ -19,11 +19,7 @@ export async function view(_params, signal) {
         retention.next ?? "–",
         retention.unstated ? `${plural(retention.unstated, "sample")} without a date` : "",
       ],
-      [
-        "Subjects",
-        count(typeof said.subjects === "object" ? (said.subjects.n ?? said.subjects.subjects) : said.subjects),
-        "people named by a key",
-      ],
+      ["Subjects", count(said.subjects), "people named by a key"],
       ["Erasures", count(said.erasures.length)],
     ]),
     part(
@@ -53,7 +49,11 @@ function due({ due: rows, due_n: n }) {
   const listed = rows.map(({ id, until }) => [el("a", { class: "mono", href: to("sample", { id }) }, id), until]);
   return part(
     "Retention",
-    el("p", { class: "bad" }, `${plural(n, "sample")} should have been erased; verification fails until they are.`),
+    el(
+      "p",
+      { class: "bad" },
+      `${plural(n, "sample")} held for longer than allowed: curate verify fails until they are gone.`,
+    ),
     note("curate forget takes them out of this release and of all that share their bytes."),
     table(["Sample", "May be held until"], listed, {
       caption: n > rows.length ? `The first ${count(rows.length)} of ${count(n)}` : "Held too long",
@@ -81,7 +81,7 @@ function erased({ erasures, releases_sharing: sharing }) {
       ? el(
           "ul",
           {},
-          sharing.map((name) => el("li", {}, typeof name === "string" ? name : name.name)),
+          sharing.map((name) => el("li", {}, name)),
         )
       : empty("None beside this one."),
   );

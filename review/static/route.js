@@ -20,6 +20,11 @@ export function go(screen, params = {}) {
   location.hash = to(screen, params);
 }
 
+/** Build the screen anew from what the server says now, unless it was left. */
+export function again(signal) {
+  if (!signal.aborted) dispatchEvent(new Event("hashchange"));
+}
+
 /** The filter of the address, {} where there is none or it is no JSON object. */
 export function filterOf(params) {
   try {

@@ -2,7 +2,17 @@
 
 import { get, pixels } from "./api.js";
 import { band, bandWidth, bitsOf, COLOURS, mix, savedLook, Tile } from "./canvas.js";
-import { change, decide, onKeys, reasonField, showKeys, verdictButtons, verdictOf } from "./decide.js";
+import {
+  adjudicate,
+  change,
+  decide,
+  onKeys,
+  reasonField,
+  settled,
+  showKeys,
+  verdictButtons,
+  verdictOf,
+} from "./decide.js";
 import {
   button,
   chip,
@@ -22,8 +32,8 @@ import {
   tell,
   words,
 } from "./dom.js";
-import { lookBar, PER_PAGE, walk } from "./grid.js";
-import { go, sent, to } from "./route.js";
+import { left, lookBar, PER_PAGE, still, walk, walkOn } from "./grid.js";
+import { again, go, sent, to } from "./route.js";
 
 const [SIDE, LARGE] = [512, 1280];
 const KEYS = [
@@ -40,21 +50,28 @@ const KEYS = [
 export async function view(params, signal) {
   const said = await get(`/api/sample/${encodeURIComponent(params.id ?? "")}`, {}, signal);
   const reasons = reasonField();
-  const record = async (verdict, adjudicates = false) => {
-    const done = await decide([said.id], verdict, reasons.value(), adjudicates);
-    if (done) dispatchEvent(new Event("hashchange"));
+  let sending = "";
+  const record = async (verdict) => {
+    if (verdict === sending) return; // the same key twice
+    sending = verdict;
+    const back = () => signal.aborted && go("sample", { id: said.id });
+    const done = await decide([said.id], verdict, reasons.value(), back);
+    if (done) left(done.states);
+    await settled();
+    sending = "";
+    if (done) again(signal);
   };
   const pictures = new Pictures(said, signal);
   const steps = {
     n: () => step(said.id, 1, signal),
     p: () => step(said.id, -1, signal),
-    g: () => back(),
+    g: () => back(said.id),
     l: () => pictures.enlarge(),
     "?": () => showKeys(KEYS),
   };
-  onKeys(signal, (key) => {
+  onKeys(signal, (key, event) => {
     if (steps[key]) return (steps[key](), true);
-    if (verdictOf(key)) return (record(verdictOf(key)), true);
+    if (verdictOf(event)) return (record(verdictOf(event)), true);
     return pictures.looks.key(key);
   });
   return el(
@@ -77,10 +94,10 @@ export async function view(params, signal) {
       reasons.node,
       button(["Keys ", el("kbd", {}, "?")], () => showKeys(KEYS)),
     ),
-    said.state === "disputed" ? dispute(said, record) : null,
+    said.state === "disputed" ? dispute(said, signal) : null,
     pictures.node,
     neighbours(said, signal),
-    el("div", { class: "two" }, history(said), comments(said)),
+    el("div", { class: "two" }, history(said), comments(said, signal)),
     metadata(said),
   );
 }
@@ -93,13 +110,13 @@ function walkBar(id, signal) {
     { class: "bar mid" },
     button("Previous", () => step(id, -1, signal), { disabled: at + walk.offset === 0 }),
     button("Next", () => step(id, 1, signal), { disabled: at + walk.offset + 1 >= walk.total }),
-    button("Back to the list", back, { class: "quiet" }),
+    button("Back to the list", () => back(id), { class: "quiet" }),
     el("span", { class: "meta" }, `${count(walk.offset + at + 1)} of ${count(walk.total)} of the list`),
   );
 }
 
-function back() {
-  go("grid", { filter: walk.filter, offset: walk.offset });
+function back(id) {
+  go("grid", { filter: walk.filter, offset: walk.offset, at: id });
 }
 
 /** To the sample before or after in the list; reads another page of it where it ends. */
@@ -107,10 +124,13 @@ async function step(id, by, signal) {
   const at = walk.ids.indexOf(id) + by;
   if (walk.ids.indexOf(id) < 0 || walk.offset + at < 0 || walk.offset + at >= walk.total) return;
   if (at >= 0 && at < walk.ids.length) return void go("sample", { id: walk.ids[at] });
-  const offset = Math.max(0, walk.offset + by * PER_PAGE);
+  if (!(await settled())) return; // a decision may take its sample out of the list
+  const offset = by > 0 ? walk.offset + still() : Math.max(0, walk.offset - PER_PAGE);
+  const limit = by > 0 ? PER_PAGE : walk.offset - offset;
   try {
-    const page = await get("/api/page", { filter: sent(walk.filter), offset, limit: PER_PAGE }, signal);
-    Object.assign(walk, { offset, total: page.total, ids: page.samples.map((sample) => sample.id) });
+    const page = await get("/api/page", { filter: sent(walk.filter), offset, limit }, signal);
+    if (!page.samples.length) return void tell("The list ends here.");
+    walkOn(walk.filter, offset, page);
     const next = walk.ids.at(by > 0 ? 0 : -1);
     if (next) go("sample", { id: next });
   } catch (error) {
@@ -263,11 +283,16 @@ function neighbours(said, signal) {
   );
 }
 
-function dispute(said, record) {
+function dispute(said, signal) {
   const reasons = reasonField("Why (it goes into the log)");
+  let sending = false;
   const settle = async (verdict) => {
-    const done = await decide([said.id], verdict, reasons.value(), true);
-    if (done) dispatchEvent(new Event("hashchange"));
+    if (sending) return;
+    sending = true;
+    const anew = () => again(signal);
+    const done = await adjudicate(said.id, verdict, reasons.value(), said.head, anew);
+    sending = false;
+    if (done) anew();
   };
   return el(
     "section",
@@ -277,7 +302,12 @@ function dispute(said, record) {
   );
 }
 
-function history({ history: events }) {
+/** How much of a long list is shown. */
+function newest(shown, all) {
+  return all > shown.length ? note(`The newest ${count(shown.length)} of ${count(all)}.`) : null;
+}
+
+function history({ history: events, history_n: all }) {
   const lines = events.map((event) =>
     el(
       "li",
@@ -302,17 +332,18 @@ function history({ history: events }) {
   );
   return part(
     "Decisions",
+    newest(events, all),
     lines.length ? el("ol", { class: "log", id: "history" }, lines) : empty("Nobody has decided yet."),
   );
 }
 
-function comments({ id, comments: said }) {
+function comments({ id, comments: said, comments_n: all }, signal) {
   const text = el("textarea", { rows: 2, maxlength: 4000 });
   const send = async (event) => {
     event.preventDefault();
     if (text.value.trim() && (await change("/api/comment", { id, text: text.value.trim() }))) {
       tell("The comment is in the log.");
-      dispatchEvent(new Event("hashchange"));
+      again(signal);
     }
   };
   const lines = said.map((event) =>
@@ -320,6 +351,7 @@ function comments({ id, comments: said }) {
   );
   return part(
     "Comments",
+    newest(said, all),
     lines.length ? el("ol", { class: "log", id: "comments" }, lines) : null,
     el(
       "form",

@@ -18,7 +18,7 @@ import {
   tell,
   words,
 } from "./dom.js";
-import { to } from "./route.js";
+import { again, to } from "./route.js";
 
 /** The screen. */
 export async function view(_params, signal) {
@@ -27,13 +27,13 @@ export async function view(_params, signal) {
     "div",
     {},
     el("h1", {}, "Sign-off"),
-    standing(said),
+    standing(said, signal),
     open(said),
-    said.state === "signed" ? null : form(said),
+    said.state === "signed" ? null : form(said, signal),
   );
 }
 
-function standing(said) {
+function standing(said, signal) {
   const kind = { signed: "good", broken: "bad" }[said.state] ?? "";
   const { signoff } = said;
   const listed = signoff
@@ -58,7 +58,7 @@ function standing(said) {
       " alone: any changed byte voids it.",
     ),
     listed,
-    said.state === "signed" ? button("Withdraw the sign-off…", withdraw, { id: "withdraw" }) : null,
+    said.state === "signed" ? button("Withdraw the sign-off…", () => withdraw(signal), { id: "withdraw" }) : null,
   );
 }
 
@@ -104,7 +104,7 @@ function open(said) {
   );
 }
 
-function form(said) {
+function form(said, signal) {
   const answers = said.requirements.map((entry) => [
     entry,
     entry.kind === "yes" ? el("input", { type: "checkbox" }) : el("textarea", { rows: 2, maxlength: 4000 }),
@@ -125,7 +125,7 @@ function form(said) {
     const done = await change("/api/signoff", body);
     if (!done) return;
     tell("The release is signed off.");
-    dispatchEvent(new Event("hashchange"));
+    again(signal);
   };
   return part(
     "Sign off",
@@ -142,7 +142,7 @@ function form(said) {
   );
 }
 
-async function withdraw() {
+async function withdraw(signal) {
   if (!(await named())) return;
   await ask("Withdraw the sign-off", (close) => {
     const why = el("textarea", { rows: 3, maxlength: 4000 });
@@ -152,7 +152,7 @@ async function withdraw() {
       if (!done) return;
       close(done);
       tell("The sign-off is withdrawn.");
-      dispatchEvent(new Event("hashchange"));
+      again(signal);
     };
     return el(
       "form",

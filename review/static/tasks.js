@@ -21,7 +21,7 @@ import {
   tiles,
 } from "./dom.js";
 import { lookBar } from "./grid.js";
-import { filterOf, go, sent, to } from "./route.js";
+import { again, filterOf, go, sent, to } from "./route.js";
 
 const KEYS = [
   ["g", "Good: the mask is right"],
@@ -38,11 +38,10 @@ export async function view(params, signal) {
 }
 
 async function list(params, signal) {
-  const [said, disputed] = await Promise.all([
+  const [tasks, disputed] = await Promise.all([
     get("/api/tasks", {}, signal),
     get("/api/page", { filter: sent({ state: ["disputed"] }), limit: 60 }, signal),
   ]);
-  const tasks = said.tasks ?? said;
   return el(
     "div",
     {},
@@ -63,9 +62,9 @@ function overview(tasks) {
     el("a", { href: to("tasks", { task: String(task.seq) }), "data-task": task.seq }, task.title),
     task.kind,
     `${count(task.done)} of ${count(task.size)}`,
-    count(task.defects),
-    rate(task),
-    agreement(task.agreement),
+    ...(task.hidden
+      ? ["hidden", "told when you have judged all", "hidden"]
+      : [count(task.defects), rate(task), agreement(task.agreement)]),
   ]);
   return table(["Task", "Kind", "Done", "Defects", "Defect rate", "Agreement"], rows, {
     caption: "Blind samples of this release",
@@ -170,7 +169,7 @@ function creation(tasks, filter) {
 async function work(seq, signal) {
   const task = await get(`/api/tasks/${seq}`, {}, signal);
   if (!reviewer()) {
-    const begin = async () => (await named()) && dispatchEvent(new Event("hashchange"));
+    const begin = async () => (await named()) && again(signal);
     return el(
       "div",
       {},
@@ -179,14 +178,14 @@ async function work(seq, signal) {
       button("Give my name", begin, { class: "main" }),
     );
   }
-  const waiting = task.next ?? [];
+  const waiting = task.next;
   const place = el("div", { id: "work" });
   const node = el(
     "div",
     {},
     el("h1", {}, task.title),
     el("p", {}, el("a", { href: to("tasks") }, "All tasks")),
-    figures(task, waiting.length === 0),
+    figures(task),
     place,
   );
   if (waiting.length) place.replaceChildren(...one(task, waiting[0], signal));
@@ -203,10 +202,10 @@ async function work(seq, signal) {
   return node;
 }
 
-/** What came of a task; not told to somebody who still judges: the task is blind. */
-function figures(task, whole) {
+/** What came of a task; the server hides it from somebody who still judges: the task is blind. */
+function figures(task) {
   const mine = ["Done by you", `${count(task.mine)} of ${count(task.size)}`, task.kind];
-  if (!whole) return el("div", { id: "figures" }, tiles([mine]));
+  if (task.hidden) return el("div", { id: "figures" }, tiles([mine]));
   return el(
     "div",
     { id: "figures" },
@@ -250,11 +249,11 @@ function one(task, id, signal) {
       reasons: verdict === "defect" ? reasons.value() : [],
     });
     sending = false;
-    if (done) dispatchEvent(new Event("hashchange"));
+    if (done) again(signal);
   };
-  onKeys(signal, (key) => {
-    if (key === "g") return (record("good"), true);
-    if (key === "d") return (record("defect"), true);
+  onKeys(signal, (key, { repeat }) => {
+    if (key === "g" && !repeat) return (record("good"), true);
+    if (key === "d" && !repeat) return (record("defect"), true);
     if (key === "?") return (showKeys(KEYS), true);
     return looks.key(key);
   });

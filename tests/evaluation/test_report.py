@@ -17,11 +17,12 @@ from evaluation.audit import chosen_gaps, ends
 from evaluation.estimates import Settings
 from evaluation.fairness import Fairness
 from evaluation.measures import Measure, finite, measure_of, p_text
-from evaluation.page import clean, tag
+from evaluation.page import tag
 from evaluation.paired import Against
 from evaluation.report import ReportTables, overall_rows, report, write_report
 from evaluation.taxonomy import Category, Taxonomy, default_taxonomy
 from evaluation.versus import compare
+from manifests.text import clean
 from tests.evaluation.synthetic import METRICS, Rows, as_videos, audit, frame_rows, large, picture, tables, video_row
 
 HOSTILE = '"><script>alert(1)</script><img src="https://x.example/p.png" onerror=\'x\'>\u202e\x00\udcff&amp;'

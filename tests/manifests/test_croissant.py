@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ import pytest
 from manifests.croissant import croissant, write_croissant
 from manifests.datacard import DataCardError
 from manifests.edits import Edit
+from manifests.erasures import Erasure, Replaced, write_erasure
 from manifests.paper import PaperError
 from manifests.release import ReleaseError, fingerprint, read_release, read_release_bytes
 from manifests.shard import ShardError
@@ -149,6 +151,44 @@ def test_a_successor_names_its_parent_and_has_a_greater_version(tmp_path: Path, 
     kept_on = opened(write_croissant(second, tmp_path / "c.json")).metadata.to_json()
     assert "prov:wasDerivedFrom" in kept_on
     assert "rai:dataCollection" in kept_on
+
+
+def _erased(root: Path, *gone: Replaced) -> None:
+    write_erasure(
+        root,
+        Erasure(
+            id="e-" + "0" * 16, state="done", at=AT, reason="on request", count=1, keyed=("a" * 64,), replaced=gone
+        ),
+    )
+
+
+def test_a_version_counts_the_parents_that_an_erasure_removed(tmp_path: Path, samples: list[releases.Sample]) -> None:
+    _erased(
+        tmp_path,
+        Replaced(name="r-b", fingerprint="b" * 64, parents=("a" * 64,), successor="c" * 64),
+        Replaced(name="r-a", fingerprint="a" * 64, parents=()),
+    )
+    folder = releases.write(tmp_path, samples[:6], parents=("b" * 64,))
+    assert described(folder)["version"] == "3.0.0"
+
+
+def test_parents_in_a_circle_give_no_version(tmp_path: Path, samples: list[releases.Sample]) -> None:
+    _erased(tmp_path, Replaced(name="r-a", fingerprint="a" * 64, parents=("a" * 64,)))
+    assert "version" not in described(releases.write(tmp_path, samples[:6], parents=("a" * 64,)))
+
+
+def test_a_damaged_release_beside_it_changes_nothing(tmp_path: Path, samples: list[releases.Sample]) -> None:
+    first = releases.write(tmp_path, samples)
+    kept = next(sample for sample in samples if sample.decision == "keep")
+    second, _ = write_successor(first, edits={kept.id: Edit(decision="drop", by="review")}, cause={"by": "t"}, at=AT)
+    before = croissant(second)
+    for name, data in {"damaged": b"{", "empty": b"", "huge": b"[" * 100_000}.items():
+        (tmp_path / "releases" / name).mkdir()
+        (tmp_path / "releases" / name / "release.json").write_bytes(data)
+    assert croissant(second) == before
+    (tmp_path / "alone").mkdir()
+    shutil.move(second, tmp_path / "alone" / "copy")
+    assert "version" not in described(tmp_path / "alone" / "copy"), "no releases beside it, no version"
 
 
 def test_without_its_parents_a_version_is_not_known(tmp_path: Path, samples: list[releases.Sample]) -> None:

@@ -31,6 +31,7 @@ from manifests.erasures import (
     render_erasure,
     replacements,
     sweep,
+    withdraw_erasure,
     write_erasure,
     write_suppression,
 )
@@ -88,6 +89,34 @@ def test_lists_are_joined_in_any_order_to_equal_bytes(
     assert one.render() == other.render()
 
 
+@given(first=st.frozensets(HASHES), second=st.frozensets(HASHES), words=st.frozensets(WORDS), more=st.frozensets(WORDS))
+def test_what_an_erasure_put_on_the_list_is_what_taking_it_off_removes(
+    first: frozenset[bytes], second: frozenset[bytes], words: frozenset[int], more: frozenset[int]
+) -> None:
+    empty = Suppression(key=b"k" * 32)
+    before, put = empty.joined(first, second, words), empty.joined(second, first, more)
+    added = put.less(before)
+    assert before.more(added).render() == before.more(put).render()
+    assert before.more(put).less(added).render() == before.render()
+
+
+def test_an_empty_list_is_no_file(tmp_path: Path) -> None:
+    empty = Suppression(key=make_key(tmp_path))
+    write_suppression(tmp_path, empty.joined([], [], [7]))
+    write_suppression(tmp_path, empty)
+    assert not (tmp_path / FOLDER / SUPPRESSED).exists()
+    assert read_suppression(tmp_path) is None
+
+
+def test_only_a_planned_erasure_can_be_withdrawn(tmp_path: Path) -> None:
+    planned = erasure(state="planned", target={"samples": {}})
+    write_erasure(tmp_path, planned)
+    with pytest.raises(ErasureError, match="is done: only a planned one"):
+        withdraw_erasure(tmp_path, erasure())
+    withdraw_erasure(tmp_path, planned)
+    assert read_erasures(tmp_path) == ()
+
+
 def test_the_files_tell_nothing_of_what_they_list(tmp_path: Path) -> None:
     source, content = os.urandom(32), os.urandom(32)
     listed = Suppression(key=make_key(tmp_path)).joined([source], [content], [7])
@@ -124,7 +153,7 @@ def test_a_list_without_its_key_is_refused_and_no_new_key_is_made(tmp_path: Path
 
 
 def test_a_list_of_another_key_is_refused(tmp_path: Path) -> None:
-    write_suppression(tmp_path, Suppression(key=make_key(tmp_path)))
+    write_suppression(tmp_path, Suppression(key=make_key(tmp_path)).joined([], [], [7]))
     (tmp_path / FOLDER / KEY).write_bytes(bytes(32))
     with pytest.raises(ErasureError, match="another key"):
         read_suppression(tmp_path)
@@ -176,7 +205,7 @@ def test_a_time_is_kept_in_utc() -> None:
         ({"reason": ""}, "reason must be one line"),
         ({"reason": "two\nlines"}, "reason must be one line"),
         ({"reason": "x" * 501}, "reason must be one line"),
-        ({"count": 0}, "count must be"),
+        ({"count": -1}, "count must be"),
         ({"state": "planned"}, "must be named until it is done"),
         ({"target": {"a": 1}}, "must be named until it is done"),
     ],

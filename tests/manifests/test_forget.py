@@ -10,15 +10,32 @@ import pyarrow.parquet as pq
 import pytest
 
 from manifests.erasures import ErasureError, Replaced
-from manifests.forget import ROWS, Found, Selection, find, held_of, read_rows, releases_of, remove_release, rewrite
+from manifests.forget import (
+    ROWS,
+    Found,
+    Held,
+    Selection,
+    find,
+    held_of,
+    read_rows,
+    releases_of,
+    remove_release,
+    rewrite,
+)
 from manifests.release import fingerprint, read_release, read_release_bytes
 from manifests.shard import read_parquet
+from manifests.traces import Traces
 from manifests.verify import verify_release
 from tests.manifests.remains import digests, remains
 from tests.review import releases
 from tests.review.releases import Sample, figures
 
 AT = datetime(2026, 3, 1, tzinfo=UTC)
+KEY = bytes(range(32))
+
+
+def traces_of(held: Held) -> Traces:
+    return Traces(samples=frozenset(held.samples))
 
 
 def of(folder: Path) -> str:
@@ -210,7 +227,7 @@ def test_successors_lack_what_goes_and_hold_all_else_unchanged(tmp_path: Path) -
     found = find(tmp_path, Selection(subjects=("person-video-1",)))
     replaced: list[Replaced] = []
     for held in found.held:
-        replaced.append(rewrite(held, "e-1", AT, replaced))
+        replaced.append(rewrite(held, "e-1", AT, replaced, traces_of(held), KEY))
     assert {path: digest for path, digest in digests(tmp_path).items() if path in parents} == parents
     for held in found.held:
         remove_release(held.folder)
@@ -235,7 +252,7 @@ def test_the_cause_leads_to_what_the_parents_became(family: Family, tmp_path: Pa
     releases.write(tmp_path, samples, parents=(of(first),))
     replaced: list[Replaced] = []
     for held in find(tmp_path, Selection(subjects=("person-video-1",))).held:
-        replaced.append(rewrite(held, "e-1", AT, replaced))
+        replaced.append(rewrite(held, "e-1", AT, replaced, traces_of(held), KEY))
     child = next(r for _, r, digest in releases_of(tmp_path) if digest == replaced[1].successor)
     cause = child.inputs["successor"]
     assert isinstance(cause, dict)
@@ -247,7 +264,7 @@ def test_a_release_of_nothing_else_has_no_successor(tmp_path: Path) -> None:
     folder = releases.write(tmp_path, samples)
     (held,) = find(tmp_path, Selection(subjects=("person-video-0",))).held
     assert held.emptied
-    assert rewrite(held, "e-1", AT, []).successor is None
+    assert rewrite(held, "e-1", AT, [], traces_of(held), KEY).successor is None
     remove_release(folder)
     remove_release(folder)
     assert list((tmp_path / "releases").iterdir()) == []
@@ -256,9 +273,9 @@ def test_a_release_of_nothing_else_has_no_successor(tmp_path: Path) -> None:
 def test_rewritten_twice_the_bytes_are_the_same(tmp_path: Path) -> None:
     releases.write(tmp_path, figures(12))
     (held,) = find(tmp_path, Selection(subjects=("person-video-1",))).held
-    once = rewrite(held, "e-1", AT, [])
+    once = rewrite(held, "e-1", AT, [], traces_of(held), KEY)
     before = digests(tmp_path)
-    assert rewrite(held, "e-1", AT, []) == once
+    assert rewrite(held, "e-1", AT, [], traces_of(held), KEY) == once
     assert digests(tmp_path) == before
 
 
@@ -277,11 +294,11 @@ def test_removed_first_is_what_makes_it_a_release(tmp_path: Path, monkeypatch: p
 
 def test_after_a_kill_the_releases_are_found_by_samples_and_pixels(family: Family) -> None:
     root, samples, folders = family
-    by_id = held_of(root, [samples[3].id], [])
-    by_pixels = held_of(root, [], [hashlib.sha256(samples[3].image.tobytes()).digest()])
+    by_id = held_of(root, Traces(samples=frozenset({samples[3].id})))
+    by_pixels = held_of(root, Traces(contents=frozenset({hashlib.sha256(samples[3].image.tobytes()).digest()})))
     assert by_id == by_pixels
     assert [held.folder for held in by_id] == folders[:2]
-    assert held_of(root, ["0" * 32], [bytes(32)]) == ()
+    assert held_of(root, Traces(samples=frozenset({"0" * 32}), contents=frozenset({bytes(32)}))) == ()
 
 
 def test_columns_that_a_table_lacks_are_null(tmp_path: Path) -> None:

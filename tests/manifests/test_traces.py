@@ -1,9 +1,13 @@
 """Laws of the search for traces: what is there is found, however the file is written, and nothing else."""
 
+import bz2
+import gzip
 import hashlib
 import html
 import json
+import lzma
 import tempfile
+import zipfile
 from pathlib import Path
 
 import pyarrow as pa
@@ -12,7 +16,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from manifests.traces import CHUNK, Traces, search
+from manifests.traces import Traces, search
 
 ID, DIGEST = "ab" * 16, hashlib.sha256(b"frame").digest()
 SOURCE, RELEASE = hashlib.sha256(b"file").digest(), "cd" * 32
@@ -60,8 +64,10 @@ def test_a_name_is_found_wherever_it_stands(before: bytes, after: bytes) -> None
         assert "sample" in found(Path(folder), b"-" + before + ID.encode() + after)
 
 
-def test_a_name_across_two_chunks_is_found(tmp_path: Path) -> None:
-    for at in (CHUNK - 40, CHUNK - 16, CHUNK - 1, CHUNK):
+def test_a_name_across_two_chunks_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chunk = 4096
+    monkeypatch.setattr("manifests.traces.CHUNK", chunk)
+    for at in (chunk - 40, chunk - 16, chunk - 1, chunk):
         assert found(tmp_path, b" " * at + ID.encode() + b" " * 9) == {"sample"}
         assert found(tmp_path, b" " * at + URI.encode() + b" " * 9) == {"uri"}
 
@@ -92,6 +98,22 @@ def test_parquet_is_decoded(tmp_path: Path, codec: str) -> None:
 
 def test_a_broken_parquet_file_is_told(tmp_path: Path) -> None:
     assert found(tmp_path, b"PAR1 and then nothing") == {"unreadable"}
+
+
+def test_what_is_compressed_is_told_and_a_zip_that_only_stores_is_searched(tmp_path: Path) -> None:
+    for number, pack in enumerate((gzip.compress, bz2.compress, lzma.compress)):
+        assert found(tmp_path, pack(ID.encode() * 9), f"{number}.bin") == {"closed"}
+    for method, kinds in ((zipfile.ZIP_DEFLATED, {"closed"}), (zipfile.ZIP_STORED, {"sample"})):
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
+            archive.writestr("list.csv", ID * 9)
+        assert search(tmp_path / "a.zip", TRACES) == kinds
+    assert found(tmp_path, b"PK\x03\x04 and then nothing") == {"closed"}
+
+
+def test_a_text_is_named_by_its_parts_and_held_as_a_whole() -> None:
+    texts = [ID, DIGEST.hex(), SOURCE.hex(), URI, RELEASE, "7", "", None]
+    assert TRACES.held_by([*texts, f"of {ID}"]) == sorted([ID, DIGEST.hex(), SOURCE.hex(), URI])
+    assert [TRACES.named_by(f"of {text}!") for text in texts] == [True] * 4 + [False] * 4
 
 
 def test_an_empty_file_holds_nothing(tmp_path: Path) -> None:

@@ -215,22 +215,36 @@ def test_a_truncated_file_is_named(folder: Path) -> None:
 
 def test_a_missing_file_is_named(folder: Path) -> None:
     for name in _listed(folder):
-        (folder / name).rename(folder / "away")
-        assert verify_release(folder) == [Problem(path=name, message="is missing")]
-        (folder / "away").rename(folder / name)
+        (folder / name).rename(folder.parent / "away")
+        assert verify_release(folder) == [Problem(path=name, message="is missing", changed=True)]
+        (folder.parent / "away").rename(folder / name)
 
 
-def test_a_surplus_parquet_file_is_named(folder: Path) -> None:
-    (folder / "shards/train/00002-of-00003.parquet").write_bytes(b"PAR1")
+def test_every_file_that_is_not_listed_is_named_but_the_descriptions_beside_the_commit(folder: Path) -> None:
+    for name in ("croissant.json", "datacard.md"):
+        (folder / name).write_bytes(b"x")
+    assert verify_release(folder) == []
+    surplus = {"shards/train/00002-of-00003.parquet", "labels/images/face.jpg", ".hidden", "shards/croissant.json"}
+    for name in surplus:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(b"x")
     problems = verify_release(folder)
-    assert _paths(problems) == {"shards/train/00002-of-00003.parquet"}
-    assert "surplus" in problems[0].message
+    assert _paths(problems) == surplus
+    assert all("surplus" in problem.message for problem in problems)
+
+
+def test_many_surplus_files_are_counted(folder: Path) -> None:
+    for number in range(100):
+        (folder / f"{number}.jpg").write_bytes(b"x")
+    *named, last = verify_release(folder)
+    assert len(named) == 20
+    assert last.message == "and 80 more problems"
 
 
 def test_a_link_out_of_the_release_is_named(folder: Path) -> None:
     (folder / TRAIN_0).rename(folder.parent / "outside.parquet")
     (folder / TRAIN_0).symlink_to(folder.parent / "outside.parquet")
-    assert verify_release(folder) == [Problem(path=TRAIN_0, message="is a link that leaves the release")]
+    assert verify_release(folder) == [Problem(path=TRAIN_0, message="is a link that leaves the release", changed=True)]
 
 
 def test_swapped_shards_are_both_named(folder: Path) -> None:

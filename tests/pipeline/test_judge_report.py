@@ -14,8 +14,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evaluation.page import clean
 from manifests.mask import encode_soft
+from manifests.text import clean
 from pipeline.audited import NO_AUDIT
 from pipeline.embed import encode_jpeg
 from pipeline.errors import StageError

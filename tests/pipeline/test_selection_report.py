@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from evaluation.page import clean
+from manifests.text import clean
 from pipeline.contact_sheets import contact_sheets
 from pipeline.coverage import coverage
 from pipeline.coverage_page import percent

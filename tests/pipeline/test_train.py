@@ -50,6 +50,7 @@ def test_a_preset_takes_the_place_of_a_custom_network(tmp_path: Path, release: P
         ({}, UsageError, "nothing to train on"),
         ({"labelled": Path("absent")}, InputError, "--labelled: .*absent"),
         ({"labelled": Path("absent"), "require_signoff": True}, UsageError, "--require-signoff is about a RELEASE"),
+        ({"labelled": Path("absent"), "allowed_signers": Path("keys")}, UsageError, "--allowed-signers is about a REL"),
         ({"release": Path("absent")}, InputError, "absent"),
     ],
 )
@@ -63,6 +64,9 @@ def test_what_cannot_be_trained_on_is_said(
 def test_an_unsigned_release_is_refused_where_that_is_asked_for(tmp_path: Path, release: Path) -> None:
     with pytest.raises(InputError, match="has no sign-off"):
         run(tmp_path / "out", release=release, require_signoff=True)
+    (tmp_path / "keys").write_text("")
+    with pytest.raises(InputError, match="has no sign-off"):
+        run(tmp_path / "out", release=release, allowed_signers=tmp_path / "keys")
 
 
 def test_an_output_of_another_training_is_refused(tmp_path: Path) -> None:

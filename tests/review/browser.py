@@ -1,5 +1,6 @@
 """A real browser on a real server: pages that note every error, and what a test asks of them."""
 
+import base64
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,9 +17,12 @@ from playwright.sync_api import Browser, Page, Request, Response
 from benchmarks.review_screens import CHROMIUM, go
 from benchmarks.review_screens import chromium as launched
 from evaluation.boundary import Mask
+from review.catalog import Catalog
+from review.query import parse_query
 
 __all__ = ["Visit", "go", "launched", "need_chromium", "visit"]
 
+HOSTILE = "<img src=x onerror=alert(1)>"
 WAIT = 20_000
 
 
@@ -62,10 +66,19 @@ class Visit:
             self.faults.append(f"status {response.status}: {response.url}")
 
     def open(self, address: str = "overview") -> "Visit":
-        """Come in by the printed address, then go to a screen."""
+        """Come in by the printed address, and go to a screen once the page has taken its token."""
         self.page.goto(self.url)
-        self.page.wait_for_selector("main[data-state]")
+        self.page.wait_for_function("!location.hash.startsWith('#token')")
         return self.go(address)
+
+    def slow(self, path: str, seconds: float) -> None:
+        """Let each request of the page to an address wait before it leaves."""
+        self.page.evaluate(
+            "([path, wait]) => { const before = window.fetch; window.fetch = async (address, options) => {"
+            " if (address === path) await new Promise(resolve => setTimeout(resolve, wait));"
+            " return before(address, options); }; }",
+            [path, 1000 * seconds],
+        )
 
     def go(self, address: str) -> "Visit":
         """Go to a screen and wait until it stands, with its pictures."""
@@ -99,11 +112,13 @@ class Visit:
 
     def pixels(self, selector: str) -> NDArray[np.uint8]:
         """(H, W, 3) the pixels of a canvas."""
-        width, height, flat = self.page.locator(selector).first.evaluate(
-            "canvas => [canvas.width, canvas.height,"
-            " Array.from(canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height).data)]"
+        width, height, text = self.page.locator(selector).first.evaluate(
+            "canvas => { const { data } = canvas.getContext('2d').getImageData(0, 0, canvas.width, canvas.height);"
+            " let text = ''; for (let at = 0; at < data.length; at += 8192)"
+            " text += String.fromCharCode(...data.subarray(at, at + 8192));"
+            " return [canvas.width, canvas.height, btoa(text)]; }"
         )
-        return np.array(flat, np.uint8).reshape(height, width, 4)[..., :3]
+        return np.frombuffer(base64.b64decode(text), np.uint8).reshape(height, width, 4)[..., :3]
 
     def clean(self) -> None:
         """Nothing went wrong so far."""
@@ -140,3 +155,8 @@ def flip_byte(path: Path, at: int) -> None:
     data = bytearray(path.read_bytes())
     data[at] ^= 0xFF
     path.write_bytes(bytes(data))
+
+
+def listed(folder: Path, **query: list[str]) -> list[str]:
+    """The ids that the first page of the grid shows."""
+    return [found["id"] for found in Catalog.open(folder).page(parse_query(query), offset=0, limit=60)["samples"]]

@@ -2,6 +2,7 @@ import dataclasses
 import hashlib
 from collections import Counter
 from datetime import UTC, datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,16 @@ from manifests.release import read_release
 from manifests.signoff import ReviewLogError
 from manifests.successor import SuccessorError
 from manifests.verify import verify_release
-from review.apply import BECOMES, ApplyError, apply_reviews
-from review.event import VERDICTS, Reviewer
+from review.apply import BECOMES, ApplyError, _edits, apply_reviews
+from review.decisions import fold
+from review.event import VERDICTS, Event, Reviewer
+from review.ids import hex_ids
 from review.log import ReviewLog
 from tests.review import releases
 
 AT = datetime(2026, 2, 1, tzinfo=UTC)
 ANN, BEN = Reviewer(name="Ann"), Reviewer(name="Ben")
-SAMPLES = releases.figures(36)
+SAMPLES = [dataclasses.replace(sample, audit=True) for sample in releases.figures(36)]
 KEPT, HELD, DROPPED = ([one for one in SAMPLES if one.decision == what] for what in ("keep", "hold", "drop"))
 
 
@@ -96,6 +99,58 @@ def test_a_bulk_decision_is_of_the_frozen_samples(folder: Path) -> None:
     assert {one for one in ids if rows[one]["decision"] == "keep"} == set(ids[1:])
     assert rows[ids[1]]["decision_reasons"] == ["review: approve", "review: all fine"]
     assert rows[ids[0]]["decision_reasons"] == ["review: hold"]
+
+
+def test_the_reasons_are_those_of_the_last_decision_single_or_bulk_for_any_number_of_samples(folder: Path) -> None:
+    log = ReviewLog.open(folder)
+    ids = sorted(one.id for one in SAMPLES)
+    _decide(folder, ids[:3], "approve", reasons=["first"])
+    listed = log.freeze(ids)
+    target = {"query": {}, "ids_sha256": listed, "count": len(ids)}
+    log.append("bulk_decision", reviewer=ANN, target=target, verdict="approve", reasons=["in bulk"])
+    _decide(folder, [ids[1], ids[5]], "approve", reasons=["last"])
+    _decide(folder, [ids[1]], "approve", who=BEN, reasons=["agreed"])
+    rows = _rows(apply_reviews(folder, at=AT).folder)
+    said = {one: rows[one]["decision_reasons"][1:] for one in ids}
+    special = {ids[1]: ["review: agreed"], ids[5]: ["review: last"]}
+    assert said == {one: ["review: in bulk"] for one in ids} | special
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    said=st.lists(
+        st.tuples(
+            st.sets(st.integers(0, 11), min_size=1),
+            st.sampled_from(VERDICTS),
+            st.booleans(),
+            st.sampled_from([ANN, ANN, BEN]),
+        ),
+        min_size=1,
+        max_size=12,
+    )
+)
+def test_what_is_shared_by_samples_is_what_the_history_of_each_says(
+    said: list[tuple[set[int], str, bool, Reviewer]],
+) -> None:
+    names = [f"{number * 0x1234567:032x}" for number in range(12)]
+    frozen: dict[str, list[str]] = {}
+    events = []
+    for seq, (chosen, verdict, bulk, who) in enumerate(said):
+        ids, listed = sorted(names[one] for one in chosen), f"{seq:064x}"
+        frozen[listed] = ids
+        target = {"query": {}, "ids_sha256": listed, "count": len(ids)} if bulk else {"ids": ids}
+        fields = {"target": target, "verdict": verdict, "reasons": [f"event {seq}"]}
+        kind = "bulk_decision" if bulk else "sample_decision"
+        events.append(Event(seq=seq, kind=kind, reviewer=who, at=AT, sha256="", fields=fields))
+    decisions = fold(events, frozen.__getitem__)
+    found = {state: hex_ids(decisions.ids_in(state)) for state in BECOMES}
+    edits = _edits(found, events, frozen.__getitem__)
+    assert set(edits) == set(chain.from_iterable(frozen.values()))
+    for state, ids in found.items():
+        for one in ids:
+            said_last = decisions.history(one)[-1].fields["reasons"] if state != "disputed" else []
+            reasons = tuple(f"review: {text}" for text in (state, *said_last))
+            assert (edits[one].decision, edits[one].reasons, edits[one].by) == (BECOMES[state], reasons, "review")
 
 
 def test_a_dispute_is_refused_or_held_until_it_is_settled(folder: Path) -> None:

@@ -46,8 +46,10 @@ def test_two_people_on_one_sample_are_both_kept_and_disputed_until_somebody_sett
     assert [(event["reviewer"], event["verdict"]) for event in history] == [("Ada", "approve"), ("Bób ☺", "reject")]
     assert good(ada.get("/api/signoff"))["disputes"] == 1
     other = sorted(BY_ID)[1]
-    refused(ada.post("/api/decide", ids=[other], verdict="hold", reasons=[], adjudicates=True), 409, "not disputed")
-    settled = good(ada.post("/api/decide", ids=[one], verdict="hold", reasons=["edge"], adjudicates=True))
+    calm = {"ids": [other], "verdict": "hold", "reasons": [], "adjudicates": True}
+    refused(ada.post("/api/decide", **calm, head=1), 409, "not disputed")
+    refused(ada.post("/api/decide", **calm), 400, "head must be int")
+    settled = good(ada.post("/api/decide", ids=[one], verdict="hold", reasons=["edge"], adjudicates=True, head=1))
     assert settled["states"] == {one: "hold"}
     assert len(ReviewLog.open(folder).events()) == 3
 
@@ -101,7 +103,7 @@ def test_a_bulk_decision_freezes_what_the_reviewer_saw(ada: Client, folder: Path
     assert good(ada.get("/api/page", filter={"state": ["approve"]}))["total"] == len(held)
     assert good(ada.get("/api/signoff"))["undecided_held"] == 0
     left = {"state": ["undecided"], "decision": ["hold"]}
-    refused(ada.post("/api/bulk", filter=left, verdict="approve", reasons=[], expect=0), 400, "finds no sample")
+    refused(ada.post("/api/bulk", filter=left, verdict="approve", reasons=[], expect=0, head=0), 400, "finds no sample")
 
 
 def test_comments_are_kept_with_their_sample(ada: Client, bob: Client) -> None:
@@ -199,7 +201,9 @@ def test_a_sign_off_needs_every_answer_or_conditions_and_is_void_when_a_byte_cha
     assert result["state"] == "problems"
     assert {problem["path"] for problem in result["problems"]} == {path.relative_to(folder).as_posix()}
     assert good(ada.get("/api/signoff"))["state"] == "broken"
-    refused(sign(ada), 409, "broken")
+    answer = sign(ada)
+    refused(answer, 409, path.name)
+    assert answer.json["stale"] is True
 
     data[len(data) // 2] ^= 1
     path.write_bytes(data)

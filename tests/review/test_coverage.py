@@ -115,9 +115,10 @@ def checks(catalog, review=None, today=TODAY):
 def test_checks_pass_on_what_is_good_and_warn_of_what_is_open(catalog):
     assert checks(Catalog.open(catalog.folder))["Split leakage"] == "not run"
     catalog.warm()
-    assert checks(catalog, Review(integrity="good", signoff={"state": "signed"})) == {
+    assert checks(catalog, Review(integrity="good", log="good", signoff={"state": "signed"})) == {
         "Counts": "pass",
         "Integrity": "pass",
+        "Review log": "pass",
         "Split leakage": "pass",
         "Near duplicates": "pass",
         "Retention": "pass",
@@ -136,6 +137,8 @@ def test_checks_pass_on_what_is_good_and_warn_of_what_is_open(catalog):
     [
         (Review(integrity="problems", problems=3), "Integrity", "fail"),
         (Review(integrity="running"), "Integrity", "not run"),
+        (Review(), "Review log", "not run"),
+        (Review(log="problems", log_told="event 0 was edited"), "Review log", "fail"),
         (Review(signoff={"state": "broken"}), "Sign-off", "fail"),
         (Review(signoff={"state": "expired"}), "Sign-off", "warn"),
         (Review(), "Sign-off", "warn"),

@@ -1,3 +1,4 @@
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,29 @@ def test_a_bulk_decision_is_the_decision_of_its_reviewer_on_each_sample_of_its_l
     assert state(many(0, "Ada", "approve", sha256), one(1, "Ada", "hold", SAMPLES[:1])) == "hold"
     assert state(one(0, "Ada", "hold", SAMPLES[:1]), many(1, "Ada", "approve", sha256)) == "approve"
     assert state(one(0, "Bea", "hold", SAMPLES[:1]), many(1, "Ada", "approve", sha256)) == "disputed"
+
+
+def test_a_bulk_decision_settles_nothing_whatever_another_tool_wrote_into_it() -> None:
+    odd = many(2, "Cyd", "hold", next(iter(LISTS)))
+    odd = dataclasses.replace(odd, fields={**odd.fields, "adjudicates": True})
+    events = [one(0, "Ada", "approve", SAMPLES[:1]), one(1, "Bea", "reject", SAMPLES[:1]), odd]
+    events.append(one(3, "Cyd", "hold", SAMPLES[:1]))
+    assert state(*events) == "disputed"
+    folding = Folding(frozen)
+    assert [folding.add([event]).state(SAMPLES[0]) for event in events][-1] == "disputed"
+
+
+def test_a_bulk_decision_keeps_one_bit_per_sample() -> None:
+    everything = sorted_unique(
+        np.random.default_rng(0).integers(0, 256, (10_001, 16), np.uint8).view("S16").reshape(-1)
+    )
+    folding = Folding(lambda _: everything)
+    target = {"query": {}, "ids_sha256": next(iter(LISTS)), "count": len(everything)}
+    for seq in range(9):
+        fields = {"target": target, "verdict": VERDICTS[seq % 2], "reasons": []}
+        found = folding.add([event(seq, "bulk_decision", NAMES[seq % 3], **fields)])
+    assert sum(bits.nbytes for _, bits in folding.base.bulks) == 9 * 1251
+    assert len(found.history(hex_ids(everything[77:78])[0])) == 9
 
 
 # Any log, against ten lines of plain Python
@@ -214,7 +238,7 @@ def decide(log: ReviewLog, who: str, verdict: str, *numbers: int, adjudicates: b
     return log.append("sample_decision", reviewer=Reviewer(name=who), target=target, **more).seq
 
 
-def test_two_tabs_that_decide_at_once_leave_a_dispute_and_both_events(log: ReviewLog) -> None:
+def test_two_people_who_decide_one_after_the_other_leave_a_dispute_and_both_events(log: ReviewLog) -> None:
     live, other = LiveDecisions(log), ReviewLog(log.folder, FINGERPRINT)
     assert live.now().state(sample(1)) == "undecided"
     decide(log, "Ada", "approve", 1)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from manifests import disk
 from manifests.signoff import event_name
-from review import disk
-from review.log import ReviewLog, ReviewLogError, ReviewWriteError
+from review.log import ReviewLog, ReviewLogError, WriteError
 from tests.review.test_log import another, comment, leftovers, sample
 
 
@@ -74,12 +74,10 @@ def test_a_full_disk_leaves_no_event_and_says_so(
     comment(log, "before")
     with monkeypatch.context() as broken:
         break_it(broken)
-        with pytest.raises(
-            ReviewWriteError, match=r"cannot be written \(No space left on device\), and was not"
-        ) as caught:
+        with pytest.raises(WriteError, match=r"cannot be written \(No space left on device\), and was not") as caught:
             comment(log, "lost")
         assert caught.value.errno == errno.ENOSPC
-        with pytest.raises(ReviewWriteError, match="No space left"):
+        with pytest.raises(WriteError, match="No space left"):
             log.freeze([sample(1)])
     assert leftovers(log) == []
     assert [event.fields["text"] for event in log.events()] == ["before"]
@@ -93,7 +91,7 @@ def test_a_disk_that_does_not_confirm_an_event_says_that_it_may_be_there(
     comment(log, "before")
     with monkeypatch.context() as broken:
         broken.setattr(disk, "sync", _full)
-        with pytest.raises(ReviewWriteError, match="is written, but the disk does not confirm it"):
+        with pytest.raises(WriteError, match="is written, but the disk does not confirm it"):
             comment(log, "perhaps")
     assert [event.fields["text"] for event in log.events()] == ["before", "perhaps"]
     assert comment(log, "after") == 2
@@ -128,7 +126,7 @@ def test_on_a_disk_that_is_really_full_every_acknowledged_event_stands(tmp_path:
         pytest.skip("needs the right to mount a small disk")
     try:
         log = another(place)
-        with pytest.raises(ReviewWriteError, match="No space left"):  # noqa: PT012
+        with pytest.raises(WriteError, match="No space left"):  # noqa: PT012
             for told in range(10_000):
                 comment(log, "x" * 1000, told)
         assert 10 < told < 200
@@ -162,7 +160,7 @@ def test_a_read_only_folder_is_read_and_says_why_it_is_not_written(open_folder: 
         found = f"{[event.fields['text'] for event in log.events()]} {log.verify()} "
         try:
             comment(log)
-        except ReviewWriteError as error:
+        except WriteError as error:
             return found + str(error)
         return "was written"
 
@@ -178,5 +176,5 @@ def test_a_disk_without_hard_links_says_what_it_needs(log: ReviewLog, monkeypatc
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
     monkeypatch.setattr(os, "link", refuse)
-    with pytest.raises(ReviewWriteError, match="on a disk with hard links"):
+    with pytest.raises(WriteError, match="on a disk with hard links"):
         comment(log)

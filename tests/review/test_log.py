@@ -5,7 +5,7 @@ import random
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from manifests import disk
 from manifests.release import canonical_json, sha256_hex
 from manifests.signoff import event_name
-from review import disk
-from review.log import EventError, FrozenListError, Reviewer, ReviewLog, ReviewLogError
+from review.log import Event, EventError, FrozenListError, Reviewer, ReviewLog, ReviewLogError
 
 FINGERPRINT = "f" * 64
 ADA = Reviewer(name="Ada")
@@ -235,6 +235,48 @@ def test_who_loses_a_race_takes_the_next_number(
     assert comment(log, "second") == 1
     assert [event.fields["text"] for event in log.events()] == ["first", "second"]
     assert log.verify() == []
+
+
+def test_a_check_is_asked_again_with_the_events_of_who_was_faster(
+    log: ReviewLog, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    link, other, asked = os.link, another(tmp_path), []
+    comment(log)
+
+    def overtaken(source: Path, target: Path) -> None:
+        monkeypatch.setattr(os, "link", link)
+        comment(other, "faster")
+        link(source, target)
+
+    def check(events: Sequence[Event]) -> None:
+        asked.append(len(events))
+        if any(event.fields["text"] == "faster" for event in events):
+            raise KeyError("others were faster")
+
+    monkeypatch.setattr(os, "link", overtaken)
+    with pytest.raises(KeyError, match="faster"):
+        log.append("comment", reviewer=ADA, target={"ids": [sample(0)]}, text="slow", check=check)
+    assert asked == [1, 2]
+    assert [event.fields["text"] for event in log.events()] == ["fine", "faster"]
+
+
+def test_samples_are_frozen_with_the_event_that_is_about_them_or_not_at_all(log: ReviewLog) -> None:
+    body = {"reviewer": ADA, "target": {"query": {}}, "freeze": [sample(2), sample(1)], "reasons": []}
+
+    def refuse(_: Sequence[Event]) -> None:
+        raise KeyError("no")
+
+    with pytest.raises(EventError, match="verdict"):
+        log.append("bulk_decision", verdict="maybe", **body)
+    with pytest.raises(KeyError):
+        log.append("bulk_decision", verdict="approve", check=refuse, **body)
+    assert not log.folder.exists()
+    target = log.append("bulk_decision", verdict="approve", **body).fields["target"]
+    assert (target["count"], log.frozen(target["ids_sha256"])) == (2, [sample(1), sample(2)])
+    about = {"kind": "overlap", "size": 1, "seed": 0, "blind": True, "of_task": 0}
+    with pytest.raises(EventError, match="must be the seq of a task"):
+        log.append("task", reviewer=ADA, target={"query": {}}, freeze=[sample(9)], task=about, title="again")
+    assert len(list(log.folder.glob("ids-*"))) == 1
 
 
 # What is damaged is named

@@ -1,7 +1,11 @@
+import json
 import re
+from typing import Any
 
 import pytest
 
+from manifests.diff import KINDS
+from review import event, query
 from review.server import STATIC
 
 FILES = sorted(path for path in STATIC.iterdir() if path.is_file())
@@ -37,3 +41,26 @@ def test_every_module_that_is_imported_is_there() -> None:
         assert found <= names, path.name
     wanted = re.findall(r"/static/([a-z.]+)", (STATIC / "index.html").read_text())
     assert set(wanted) == {"app.js", "style.css"}
+
+
+def literal(name: str, what: str) -> Any:
+    """The value that a script gives to a name: lists and objects of texts."""
+    text = (STATIC / name).read_text()
+    found = re.search(rf"^(?:export )?const {what} = (.*?);$", text, re.MULTILINE | re.DOTALL)
+    assert found, f"{name} has no {what}"
+    keyed = re.sub(r"(\w+):", r'"\1":', found[1])
+    return json.loads(re.sub(r",(\s*[\]}])", r"\1", keyed))
+
+
+def test_the_page_filters_by_the_words_and_numbers_that_the_server_knows() -> None:
+    assert {key: set(words) for key, words in literal("filter.js", "LISTS").items()} == {
+        key: set(words) for key, words in query.WORDS.items()
+    }
+    assert sorted(literal("filter.js", "NUMBERS")) == sorted(query.NUMBERS)
+
+
+def test_the_page_offers_the_verdicts_and_differences_that_the_server_knows() -> None:
+    text = (STATIC / "decide.js").read_text()
+    assert tuple(re.findall(r"verdict: \"(\w+)\", key: \"\w\"", text)) == event.VERDICTS
+    assert set(re.findall(r"record\(\"(\w+)\"\)", (STATIC / "tasks.js").read_text())) == set(event.TASK_VERDICTS)
+    assert {kind for kind, _ in literal("compare.js", "KINDS")} == set(KINDS)

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -245,6 +246,39 @@ def test_a_row_group_is_read_once_for_all_who_ask_at_the_same_time(
     assert len(made) == 2 * len(places)
     groups = {(p.entry.path, p.row // releases.PER_GROUP) for p in places}
     assert len(units) == len(groups)
+
+
+def test_large_row_groups_are_read_one_at_a_time_and_too_large_ones_never(
+    catalog: Catalog, drawn: tuple[Path, list[releases.Sample]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import review.pixels
+
+    read, lock, inside, most = review.pixels.read_unit, threading.Lock(), 0, 0
+
+    def counted(*arguments: Any, **more: Any) -> Any:
+        nonlocal inside, most
+        with lock:
+            inside += 1
+            most = max(most, inside)
+        time.sleep(0.02)
+        found = read(*arguments, **more)
+        with lock:
+            inside -= 1
+        return found
+
+    monkeypatch.setattr(review.pixels, "read_unit", counted)
+    monkeypatch.setattr(review.pixels, "LARGE_UNIT_BYTES", 0)
+    pixels = Pixels(catalog)
+    places = [p for s in with_pixels(drawn[1]) if (p := catalog.place(s.id))]
+    threads = [threading.Thread(target=pixels.thumb, args=(p, 64)) for p in places]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == 1
+    monkeypatch.setattr(review.pixels, "MAX_UNIT_BYTES", 100)
+    with pytest.raises(ShardError, match="the limit is 100"):
+        Pixels(catalog).thumb(places[0], 64)
 
 
 def test_the_cache_holds_no_more_than_its_limit_and_answers_do_not_depend_on_it(

@@ -96,11 +96,27 @@ def test_an_unknown_word_is_refused_with_the_nearest(value, told):
         {"sort": {}},
         {"reason": ["x"] * (MAX_VALUES + 1)},
         {"attr": {str(n): [] for n in range(MAX_VALUES + 1)}},
+        {"group": "\ud800"},
+        {"reason": ["\udfff"]},
+        {"attr": {"\ud800": ["x"]}},
+        {"attr": {"x": ["\ud800"]}},
+        {"range": {"\ud800": [0, 1]}},
+        {"\ud800": []},
     ],
 )
 def test_what_is_no_query_is_refused(value):
     with pytest.raises(QueryError):
         parse_query(value)
+
+
+@pytest.mark.parametrize("key", ["decision", "attr", "range", "cluster", "id", "sort", "descending", "unknown"])
+@pytest.mark.parametrize("levels", [10, 900, 20_000])
+def test_a_value_of_many_levels_is_refused_like_any_other(key, levels):
+    value = []
+    for _ in range(levels):
+        value = [value]
+    with pytest.raises(QueryError):
+        parse_query({key: value})
 
 
 def test_a_message_stays_short_whatever_it_is_about():

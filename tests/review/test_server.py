@@ -165,6 +165,36 @@ def test_the_server_prints_its_address_and_ends_well_with_ctrl_c(folder: Path) -
     assert (out, told) == ("", "")
 
 
+def test_a_browser_is_opened_without_the_token_on_its_command_line(folder: Path) -> None:
+    said: list[str] = []
+    opened: list[Path] = []
+
+    def browser(address: str) -> None:
+        path = Path(address.removeprefix("file://"))
+        opened.append(path)
+        assert Client.of(said[0]).token not in address
+        assert f"url={said[0]}" in path.read_text()
+        assert (path.stat().st_mode & 0o777, path.parent.stat().st_mode & 0o777) == (0o600, 0o700)
+        raise KeyboardInterrupt
+
+    serve(folder, open_browser=browser, say=said.append)
+    assert len(opened) == 1
+    assert not opened[0].parent.exists()
+
+
+def test_a_check_of_the_bytes_has_a_limit_of_memory() -> None:
+    code = (
+        "import resource, review.integrity as i\n"
+        "i.check = lambda _: {'limit': resource.getrlimit(resource.RLIMIT_AS)[0]}\n"
+        "i.main(['.'])"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.read()) == {"limit": 8 << 30}
+
+
 def test_a_port_that_is_taken_or_not_allowed_is_told(folder: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -1,6 +1,7 @@
 import math
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from review.decisions import fold
 from review.event import Reviewer
 from review.ids import hex_ids, id_array, sorted_unique
 from review.log import ReviewLog
-from review.tasks import agreement, cohen_kappa, defect_rate, draw, in_order, keys, task_json
+from review.tasks import agreement, barred, cohen_kappa, defect_rate, draw, in_order, keys, task_json
 from tests.review.test_log import FINGERPRINT, sample, task
 
 
@@ -166,9 +167,12 @@ def test_a_task_tells_what_is_done_and_what_comes_next(log: ReviewLog) -> None:
     say(log, audit, "Ada", "good", int(order[0], 16))
     say(log, audit, "Bea", "defect", int(order[1], 16))
     say(log, audit, "Bea", "defect", int(order[0], 16))
+    body = task_json(fold(log.events(), log.frozen_ids), audit)
+    assert (body["done"], body["mine"], body["defects"], body["rate"]) == (2, 0, 2, 1.0)
     body = task_json(fold(log.events(), log.frozen_ids), audit, "Ada")
-    assert (body["done"], body["mine"], body["defects"], body["rate"]) == (2, 1, 2, 1.0)
+    assert (body["done"], body["mine"]) == (2, 1)
     assert body["next"] == order[1:]
+    assert "next" not in task_json(fold(log.events(), log.frozen_ids), audit, "Ada", limit=None)
     say(log, audit, "Bea", "good", int(order[0], 16))  # she changed her mind
     body = task_json(fold(log.events(), log.frozen_ids), audit)
     assert (body["done"], body["defects"], body["next"]) == (2, 1, [])
@@ -191,3 +195,46 @@ def test_an_overlap_compares_a_second_reviewer_with_the_first(log: ReviewLog) ->
     assert body["differ"] == [sample(1)]
     first, second = ["good", "good", "defect", "defect", "good"], ["good", "defect", "defect", "defect", "good"]
     assert body["agreement"]["kappa"] == pytest.approx(cohen_kappa_score(first, second))
+
+
+def test_who_still_judges_is_told_nothing_of_what_others_found(log: ReviewLog) -> None:
+    ids = [sample(number) for number in range(4)]
+    audit = task(log, ids)
+    for number in range(4):
+        say(log, audit, "Ada", "defect", number)
+
+    def told(seq: int, who: str) -> dict[str, Any]:
+        body = task_json(fold(log.events(), log.frozen_ids), seq, who)
+        secret = [body.get(name) for name in ("defects", "rate", "interval", "differ", "agreement")]
+        assert body["hidden"] is all(value is None for value in secret)
+        assert not body["hidden"] or "%" not in body["told"]
+        return body
+
+    assert told(audit, "Ada")["defects"] == 4
+    assert told(audit, "Bea")["hidden"]
+    again = task(log, ids, "overlap", of_task=audit)
+    for number in range(4):
+        assert told(again, "Bea")["hidden"]
+        say(log, again, "Bea", "good", number)
+    assert told(again, "Bea")["differ"] == ids
+    assert told(audit, "Bea")["hidden"]
+    for number in range(4):
+        say(log, audit, "Bea", "good", number)
+    assert not told(audit, "Bea")["hidden"]
+    task(log, [sample(7), *ids], "overlap", of_task=audit)
+    assert told(audit, "Bea")["hidden"]  # the one sample that she has not judged
+
+
+def test_an_overlap_is_not_for_who_judged_its_samples_in_the_audit(log: ReviewLog) -> None:
+    ids = [sample(number) for number in range(4)]
+    audit = task(log, ids)
+    for number in range(3):
+        say(log, audit, "Ada", "good", number)
+    again = task(log, ids, "overlap", of_task=audit)
+    decisions = fold(log.events(), log.frozen_ids)
+    assert task_json(decisions, again, "Ada")["next"] == [sample(3)]
+    assert set(task_json(decisions, again, "Bea")["next"]) == set(ids)
+    assert barred(decisions, decisions.task(again), "Ada") == set(ids[:3])
+    say(log, again, "Ada", "good", 3)
+    body = task_json(fold(log.events(), log.frozen_ids), again, "Ada")
+    assert (body["next"], body["hidden"]) == ([], False)

@@ -18,11 +18,13 @@ import students.shards
 from manifests.release import Counts, FileEntry, Release, canonical_json, fingerprint, render_release, sha256_hex
 from manifests.schema import SHARD
 from manifests.shard import ShardError, ShardRow, aspect_bucket, shard_table
+from manifests.signature import SignatureError, sign
 from manifests.signoff import UnsignedError, review_folder
 from manifests.units import Unit, file_state
 from students.data import bucket_sizes, nearest_bucket
 from students.shards import Shards, open_shards
 from students.views import Encoded
+from tests.manifests.test_signature import allow, make_key
 
 SHAPES = ((24, 32), (32, 24), (30, 30), (36, 64))
 SIZES = bucket_sizes(64)
@@ -350,14 +352,43 @@ def test_a_flipped_bit_is_an_error_when_its_batch_is_read(tmp_path: Path) -> Non
         open_shards(tmp_path)
 
 
+def _sign_off(folder: Path, name: str) -> Path:
+    """The first event of the log of a release: somebody signs it off."""
+    digest = fingerprint((folder / "release.json").read_bytes())
+    event = {"seq": 0, "prev": None, "release": digest, "type": "signoff", "tool": "test", "at": "2026-01-01T00:00:00Z"}
+    log = review_folder(folder, digest)
+    log.mkdir(parents=True)
+    path = log / f"{0:020d}.json"
+    path.write_bytes(canonical_json({**event, "reviewer": {"name": name, "how_known": "seen"}}))
+    return path
+
+
 def test_require_signoff_refuses_until_a_person_has_signed(tmp_path: Path) -> None:
     folder = _publish(tmp_path / "releases" / "people", [_table([1])])
     assert len(open_shards(folder)) == 1
     with pytest.raises(UnsignedError, match="has no sign-off"):
         open_shards(folder, require_signoff=True)
-    digest = fingerprint((folder / "release.json").read_bytes())
-    event = {"seq": 0, "prev": None, "release": digest, "type": "signoff", "tool": "test", "at": "2026-01-01T00:00:00Z"}
-    log = review_folder(folder, digest)
-    log.mkdir(parents=True)
-    (log / f"{0:020d}.json").write_bytes(canonical_json({**event, "reviewer": {"name": "A", "how_known": "seen"}}))
+    _sign_off(folder, "A")
     assert len(open_shards(folder, require_signoff=True)) == 1
+
+
+def test_allowed_signers_refuse_a_sign_off_that_none_of_them_signed(tmp_path: Path) -> None:
+    folder = _publish(tmp_path / "releases" / "people", [_table([1])])
+    known, unknown = make_key(tmp_path), make_key(tmp_path, "unknown")
+    allowed = allow(tmp_path, known)
+    with pytest.raises(UnsignedError, match="no event signs it off"):
+        open_shards(folder, allowed_signers=allowed)
+    event = _sign_off(folder, "Ada Lovelace")
+    assert len(open_shards(folder, require_signoff=True)) == 1
+    with pytest.raises(UnsignedError, match="the signature is missing"):
+        open_shards(folder, allowed_signers=allowed)
+    path = sign(event, unknown)
+    with pytest.raises(UnsignedError, match="event 0, by 'Ada Lovelace': the signature is not one of 'Ada Lovelace'"):
+        open_shards(folder, require_signoff=True, allowed_signers=allowed)
+    path.unlink()
+    sign(event, known)
+    assert len(open_shards(folder, allowed_signers=allowed)) == 1
+    with pytest.raises(UnsignedError, match="not one of 'Ada Lovelace'"):
+        open_shards(folder, allowed_signers=allow(tmp_path, known, who="Eve"))
+    with pytest.raises(SignatureError, match="no file of allowed signers"):
+        open_shards(folder, allowed_signers=tmp_path / "absent")

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from review.disk import put_if_absent
+from manifests.disk import put_if_absent
 
 NAMESPACE = "curate-review"
 SECONDS = 30.0
@@ -49,7 +49,7 @@ def sign(event_path: Path, key: Path) -> Path:
 
     Raises:
         SignatureError: no such event or key, `ssh-keygen` refuses, or a signature is there already.
-        ReviewWriteError: the signature cannot be written.
+        WriteError: the signature cannot be written.
     """
     try:
         data = event_path.read_bytes()

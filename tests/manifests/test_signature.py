@@ -5,12 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from manifests import signature
+from manifests.release import canonical_json
+from manifests.signature import SignatureError, check, sign, signature_path
 from manifests.signoff import event_name
-from review import signature
-from review.event import Reviewer
-from review.log import ReviewLog
-from review.signature import SignatureError, check, sign, signature_path
-from tests.review.test_log import FINGERPRINT, sample
 
 NAME = "Ada Lovelace"
 
@@ -39,9 +37,10 @@ def key(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def event(tmp_path: Path) -> Path:
-    log = ReviewLog(tmp_path / "reviews" / FINGERPRINT, FINGERPRINT)
-    log.append("comment", reviewer=Reviewer(name=NAME), target={"ids": [sample(1)]}, text="signed")
-    return log.folder / event_name(0)
+    path = tmp_path / "reviews" / "f" / event_name(0)
+    path.parent.mkdir(parents=True)
+    path.write_bytes(canonical_json({"reviewer": {"name": NAME}, "text": "signed"}))
+    return path
 
 
 def test_a_good_signature_is_good(event: Path, key: Path, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Files of a review log on disk: written whole and durable, if absent, or not at all.
+"""Small files on disk: written whole and durable, or not at all; in place of what was there, or only if absent.
 
-A file gets a temporary name, is synced, and is linked to its own name, which fails where that is taken; then the folder
-is synced. Killed at any time, a writer leaves a whole file, or none and at most one temporary file; of four writers
-that want one name exactly one gets it, without a lock. This needs hard links, so no object store.
+A file gets a temporary name and is synced; then it is renamed, or linked to its own name, which fails where that is
+taken; then the folder is synced. Killed at any time, a writer leaves what was there or the whole new file, and at most
+one temporary file; of four writers that link one name exactly one gets it, without a lock. A link needs a file system
+with hard links, so no object store.
 """
 
 import contextlib
@@ -11,10 +12,34 @@ import secrets
 from pathlib import Path
 
 _SUFFIX = ".tmp"
+_KEPT = 48
+"""Characters of its name that a temporary file bears: with them it is shorter than the 255 bytes of a name."""
 
 
-class ReviewWriteError(OSError):
-    """The log cannot be written; the message says what was tried, what the system said, and what to do."""
+class WriteError(OSError):
+    """What only one may write cannot be written; the message says what was tried, what the system said, what to do."""
+
+
+def put(path: Path, data: bytes, *, mode: int = 0o666) -> None:
+    """Write a file in place of what is there, durable when this returns. The folder is made where it is missing.
+
+    Args:
+        path: of the file; where it is a link, the link is replaced.
+        data: what it is to hold.
+        mode: permissions, of which the umask of the process takes some; no other is ever on the file.
+
+    Raises:
+        OSError: it cannot be written, and what was there still is; or only the last sync of the folder failed, then
+            the new file is there.
+    """
+    _make(path.parent)
+    temporary = path.parent / _temporary(path.name)
+    try:
+        _write(temporary, data, mode)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync(path.parent)
 
 
 def put_if_absent(folder: Path, name: str, data: bytes) -> bool:
@@ -23,14 +48,14 @@ def put_if_absent(folder: Path, name: str, data: bytes) -> bool:
     The folder is made where it is missing.
 
     Raises:
-        ReviewWriteError: the disk is full, the folder is read-only, the file system has no hard links, or the like.
+        WriteError: the disk is full, the folder is read-only, the file system has no hard links, or the like.
             Then there is no such file; if only the last sync of the folder failed, which the message says, there is.
     """
     try:
         _make(folder)
         created = _link(folder, name, data)
     except OSError as error:
-        raise ReviewWriteError(
+        raise WriteError(
             error.errno,
             f"{folder / name}: cannot be written ({error.strerror or error}), and was not: make room, or get the right "
             f"to write to this folder, on a disk with hard links; nothing else was changed",
@@ -38,7 +63,7 @@ def put_if_absent(folder: Path, name: str, data: bytes) -> bool:
     try:
         sync(folder)
     except OSError as error:
-        raise ReviewWriteError(
+        raise WriteError(
             error.errno,
             f"{folder / name}: is written, but the disk does not confirm it ({error.strerror or error}), so it may be "
             f"lost with the power: repair the disk, and look whether it is there before you do the same again",
@@ -91,7 +116,7 @@ def _now(folder: Path) -> float:
 
 
 def _temporary(name: str) -> str:
-    return f".{name}-{os.getpid()}-{secrets.token_hex(8)}{_SUFFIX}"
+    return f".{name[:_KEPT]}-{os.getpid()}-{secrets.token_hex(8)}{_SUFFIX}"
 
 
 def _is_temporary(name: str) -> bool:
@@ -122,8 +147,8 @@ def _link(folder: Path, name: str, data: bytes) -> bool:
     raise FileNotFoundError(2, "the temporary file was removed three times while it was written")
 
 
-def _write(path: Path, data: bytes) -> None:
-    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+def _write(path: Path, data: bytes, mode: int = 0o666) -> None:
+    handle = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode)
     with os.fdopen(handle, "wb") as file:
         file.write(data)
         file.flush()
