@@ -17,14 +17,15 @@ from pipeline.forget import forget as forget_
 
 def forget(values: argparse.Namespace, _: Console) -> int:
     """Removes samples from all that lies below an output, or says what it would remove."""
-    named = (values.subject, values.consent_ref, values.source_sha256, values.sample_id)
+    named = (values.subject, values.consent_ref, values.source_sha256, values.source_uri, values.sample_id)
     if not any(named):
-        raise UsageError("say whom: --subject, --consent-ref, --source-sha256 or --sample-id")
+        raise UsageError("say whom: --subject, --consent-ref, --source-sha256, --source-uri or --sample-id")
     done = forget_(
         values.root,
         subjects=values.subject,
         consent_refs=values.consent_ref,
         source_sha256s=values.source_sha256,
+        source_uris=values.source_uri,
         sample_ids=values.sample_id,
         reason=values.reason,
         at=datetime.now(UTC).replace(microsecond=0),

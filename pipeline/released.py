@@ -19,5 +19,7 @@ def one_release(path: Path) -> Path:
     """
     try:
         return newest_release(path)
-    except (VerifyError, ReleaseError, ErasureError) as error:
+    except ReleaseError as error:
+        raise InputError(f"{error}; 'curate verify' says what is damaged") from error
+    except (VerifyError, ErasureError) as error:
         raise InputError(str(error)) from error

@@ -101,8 +101,9 @@ def test_a_broken_parquet_file_is_told(tmp_path: Path) -> None:
 
 
 def test_what_is_compressed_is_told_and_a_zip_that_only_stores_is_searched(tmp_path: Path) -> None:
-    for number, pack in enumerate((gzip.compress, bz2.compress, lzma.compress)):
-        assert found(tmp_path, pack(ID.encode() * 9), f"{number}.bin") == {"closed"}
+    data = ID.encode() * 9
+    for number, packed in enumerate((gzip.compress(data), bz2.compress(data), lzma.compress(data))):
+        assert found(tmp_path, packed, f"{number}.bin") == {"closed"}
     for method, kinds in ((zipfile.ZIP_DEFLATED, {"closed"}), (zipfile.ZIP_STORED, {"sample"})):
         with zipfile.ZipFile(tmp_path / "a.zip", "w", method) as archive:
             archive.writestr("list.csv", ID * 9)

@@ -13,13 +13,14 @@ import pytest
 
 from manifests.erasures import read_erasures, read_suppression
 from manifests.release import canonical_json, read_release
+from manifests.split import split_of
 from manifests.successor import Edit, write_successor
 from manifests.verify import verify_release
 from pipeline.errors import InputError
 from tests.manifests.remains import digests, remains
 from tests.pipeline.forgetting import AT, actions, forgotten, of, releases_of, releases_with, stage
 from tests.review import releases
-from tests.review.releases import SEED, TEST, VAL, Sample, figures, split_of
+from tests.review.releases import SEED, TEST, VAL, Sample, figures
 
 URI = "/videos/video-1.mp4"
 FAULT = {"source": URI, "stage": "probe", "error": "Corrupt", "message": f"cannot read {URI}", "items": 1}

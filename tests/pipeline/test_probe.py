@@ -131,8 +131,9 @@ def test_a_pipe_among_the_inputs_is_a_fault_and_not_waited_for(tmp_path: Path) -
 
 def test_the_same_content_under_two_names_has_one_id(tmp_path: Path) -> None:
     (tmp_path / "in").mkdir()
+    data = video(moving(10))
     for name in ("a.mp4", "b.mp4"):
-        (tmp_path / "in" / name).write_bytes(video(moving(10)))
+        (tmp_path / "in" / name).write_bytes(data)
     rows = probe(sources_file(tmp_path, tmp_path / "in")[0], (0, None)).table.to_pylist()
     first, second = ([r["sample_id"] for r in rows if r["source_uri"].endswith(n)] for n in ("a.mp4", "b.mp4"))
     assert first == second
