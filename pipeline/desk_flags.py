@@ -149,6 +149,7 @@ def _forget(table: Subparsers) -> Parser:
     add("--subject", type=_text, nargs="+", default=[], metavar="S", help="pseudonyms in subject_ids")
     add("--consent-ref", type=_text, nargs="+", default=[], metavar="C", help="consents that were withdrawn")
     add("--source-sha256", type=sha256, nargs="+", default=[], metavar="SHA256", help="sha256 of source files")
+    add("--source-uri", nargs="+", default=[], metavar="URI", help="sources by name, also without a frame")
     add("--sample-id", type=sample_id, nargs="+", default=[], metavar="ID", help="single samples")
     add(
         "--reason",
