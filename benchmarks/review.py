@@ -373,7 +373,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--rounds", type=int, default=5, help="at most 20")
-    parser.add_argument("--output", type=Path, default=Path("/tmp/curate-review"))
+    parser.add_argument("--output", type=Path, default=Path("review_benchmark"))
     parser.add_argument("--json", type=Path)
     flags = parser.parse_args()
     if not 1 <= flags.rounds <= 20 or flags.rows < 10_000:

@@ -241,14 +241,14 @@ def test_a_file_that_cannot_be_opened_is_named_once_with_a_remedy(
 
 
 def test_no_value_of_a_release_steers_the_terminal(tmp_path: Path, capsys: Said) -> None:
-    hostile = "\x1b[31mHACK\x1b]0;t\x07\u202e\x9b2J"
+    hostile = "\x1b[31mFORGED\x1b]0;t\x07\u202e\x9b2J"
     samples = releases.figures(24)
     other = [replace(one, attributes={**one.attributes, "lighting_level": hostile}) for one in samples]
     a, b = releases.write(tmp_path / "a", samples), releases.write(tmp_path / "b", other)
     for words in (["diff", str(a), str(b)], ["diff", str(b), str(a)]):
         assert main(words) == 0
         shown = capsys.readouterr().out
-        assert "HACK" in shown
+        assert "FORGED" in shown
         assert all(letter.isprintable() or letter == "\n" for letter in shown)
 
 
